@@ -1,0 +1,1 @@
+"""Turns tokens into tokens. One process per set of loaded weights; knows integers, never text."""

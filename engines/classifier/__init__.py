@@ -1,0 +1,1 @@
+"""The image classifier served beside the language models."""

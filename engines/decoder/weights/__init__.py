@@ -1,0 +1,1 @@
+"""Readers of weight files: foreign tensor names and layouts to our parameter tree."""

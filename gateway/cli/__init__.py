@@ -1,0 +1,1 @@
+"""The gemmule command: a client of the HTTP API, except for commands that open the store."""

@@ -1,0 +1,36 @@
+"""What a set of weight files says about itself: the value that `show`, `create` and the manager read.
+
+Made by `modelfiles.describe.describe(files)` inside a sandbox worker; plain data, safe to send and keep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+WeightFormat = Literal["gguf", "safetensors", "orbax"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """Facts read from the files' headers; sizes in tokens, elements or bytes as named.
+
+    `model_info` is GGUF-style metadata (`general.architecture`, `<arch>.context_length`, ...), made up from
+    config.json for other formats, arrays above 5 elements left out; `quantization` is Ollama's file type
+    (`Q8_0`, `Q4_K_M`, `F16`, `BF16`, ...); `chat_template` is the Jinja source found, or None;
+    `architecture` is the engine's name for the family (`gemma3`, `llama`, ...).
+    """
+
+    weight_format: WeightFormat
+    architecture: str
+    parameter_count: int
+    quantization: str
+    context_length: int
+    embedding_length: int
+    vocabulary_size: int
+    chat_template: str | None
+    capabilities: tuple[str, ...]
+    model_info: dict[str, Any] = field(default_factory=dict)
+    skipped_tensors: tuple[str, ...] = ()
+    generation_defaults: dict[str, Any] = field(default_factory=dict)
+    """Sampling defaults found beside the weights (generation_config.json), in Modelfile parameter names."""

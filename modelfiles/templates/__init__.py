@@ -1,0 +1,1 @@
+"""Turns conversations into prompts: Jinja and Go templates, both bounded."""
