@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup serve test check fix types lint bench golden parity contract gpu-smoke bench-gpu bud clean
+.PHONY: lock setup serve test check fix types lint bench golden parity contract gpu-smoke bench-gpu bud clean
 
 setup: $(STAMP)
 
@@ -28,3 +28,10 @@ test: $(STAMP)
 fix: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --group build -q
+
+lock:
+	$(LOCK) -o requirements/cpu.txt
+	$(LOCK) -c requirements/cpu.txt --extra cuda -o requirements/cuda.txt
+	$(LOCK) -c requirements/cpu.txt --extra orbax --group dev -o requirements/dev.txt
