@@ -33,10 +33,11 @@ class RopeScaling:
     `linear` divides every frequency by `factor`. `llama3` (Llama 3.1) divides long wavelengths by `factor`,
     leaves short ones, and blends between `low_frequency` and `high_frequency` turns over `original_context`.
     `yarn` (arXiv:2309.00071) blends by dimension between `beta_slow` and `beta_fast` turns and scales cosine
-    and sine by `attention_factor`.
+    and sine by `attention_factor`. `factors` divides each pair's frequency by its own number, which a GGUF
+    file carries as a tensor: the loader fills them in.
     """
 
-    kind: Literal["linear", "llama3", "yarn"]
+    kind: Literal["linear", "llama3", "yarn", "factors"]
     factor: float
     low_frequency: float = 1.0
     high_frequency: float = 4.0
@@ -45,6 +46,7 @@ class RopeScaling:
     beta_slow: float = 1.0
     attention_factor: float = 1.0
     truncate: bool = True
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

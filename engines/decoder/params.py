@@ -1,0 +1,269 @@
+"""What weights a decoder has, and what it needs of memory: arithmetic on its configuration. No JAX.
+
+`param_specs` is the one table of names, shapes and roles: random weights, load checks and memory estimates
+all derive from it. Called by the loader, and by the gateway before a runner starts.
+
+Canonical names are paths of the parameter tree: `embedding`, `final_norm`, `head`, `layers.<i>.<name>`.
+Matrices are [outputs, inputs] as the files have them; norms are the final multiplier (Gemma's 1 + w added).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from engines.decoder.config import DecoderConfig, LayerConfig
+from modelfiles.files import ModelFile
+from modelfiles.gguf_types import GGML_TYPES
+
+Role = Literal["embedding", "matrix", "norm", "vector", "experts"]
+"""`matrix` and `embedding` may be stored quantised; `experts` are stacked matrices; the rest are float32."""
+
+KvType = Literal["bf16", "f32", "int8"]
+
+PREFILL_CHUNK = 512
+"""Most tokens one forward pass writes per sequence; rings are this much longer than their window."""
+RING_MULTIPLE = 128
+
+BLOCKS: dict[str, tuple[int, int]] = {
+    kind.name: (kind.block_size, kind.block_bytes) for kind in GGML_TYPES.values()
+}
+"""Storage types by GGUF's names: elements and bytes of one block. Rows hold whole blocks."""
+
+KV_BYTES: dict[str, int] = {"bf16": 2, "f32": 4, "int8": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSpec:
+    """One weight: its shape in elements, and its role. `optional` ones have a neutral default of ones."""
+
+    shape: tuple[int, ...]
+    role: Role
+    optional: bool = False
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+
+def param_specs(config: DecoderConfig) -> dict[str, ParamSpec]:
+    """Every weight of the model by canonical name, in the order the model uses them."""
+    specs = {"embedding": ParamSpec((config.vocabulary_size, config.width), "embedding")}
+    specs |= _per_layer_input_specs(config)
+    specs |= _altup_specs(config)
+    for index, layer in enumerate(config.layers):
+        own = (
+            _attention_specs(config, layer)
+            | _feed_forward_specs(config, layer)
+            | _expert_specs(config, layer)
+            | _layer_extras(config)
+        )
+        specs |= {f"layers.{index}.{name}": spec for name, spec in own.items()}
+    specs["final_norm"] = ParamSpec((config.width,), "norm")
+    if not config.tied_head:
+        specs["head"] = ParamSpec((config.vocabulary_size, config.width), "matrix")
+    width = config.width
+    for index, size in enumerate(config.dense_layers):
+        specs[f"dense.{index}"] = ParamSpec((size, width), "matrix")
+        width = size
+    return specs
+
+
+def _attention_specs(config: DecoderConfig, layer: LayerConfig) -> dict[str, ParamSpec]:
+    width, head_dim = config.width, layer.head_dim
+    queries, keys = config.heads * head_dim, layer.kv_heads * head_dim
+    specs = {
+        "attention_norm": ParamSpec((width,), "norm"),
+        "q": ParamSpec((queries, width), "matrix"),
+        "o": ParamSpec((width, queries), "matrix"),
+    }
+    own_keys = layer.kv_source is None
+    if own_keys:
+        specs["k"] = ParamSpec((keys, width), "matrix")
+    if own_keys and not layer.value_from_key:
+        specs["v"] = ParamSpec((keys, width), "matrix")
+    if config.qk_norm:
+        specs["q_norm"] = ParamSpec((head_dim,), "norm")
+        if own_keys:
+            specs["k_norm"] = ParamSpec((head_dim,), "norm")
+    if config.attention_bias:
+        specs |= {f"{name}_bias": ParamSpec(specs[name].shape[:1], "vector") for name in "qkv" if name in specs}
+    if config.output_bias:
+        specs["o_bias"] = ParamSpec((width,), "vector")
+    if config.post_norms:
+        specs["post_attention_norm"] = ParamSpec((width,), "norm")
+    return specs
+
+
+def _feed_forward_specs(config: DecoderConfig, layer: LayerConfig) -> dict[str, ParamSpec]:
+    width, inner = config.width, layer.ffn_width
+    specs = {
+        "ffn_norm": ParamSpec((width,), "norm"),
+        "gate": ParamSpec((inner, width), "matrix"),
+        "up": ParamSpec((inner, width), "matrix"),
+        "down": ParamSpec((width, inner), "matrix"),
+    }
+    if config.post_norms:
+        specs["post_ffn_norm"] = ParamSpec((width,), "norm")
+    return specs
+
+
+def _expert_specs(config: DecoderConfig, layer: LayerConfig) -> dict[str, ParamSpec]:
+    """Gemma 4's mixture beside the dense block, with a norm before it and one after each branch."""
+    experts, width = layer.experts, config.width
+    if experts is None:
+        return {}
+    return {
+        "post_dense_norm": ParamSpec((width,), "norm"),
+        "pre_experts_norm": ParamSpec((width,), "norm"),
+        "post_experts_norm": ParamSpec((width,), "norm"),
+        "router": ParamSpec((experts.count, width), "matrix"),
+        "router_scale": ParamSpec((width,), "vector"),
+        "expert_scale": ParamSpec((experts.count,), "vector"),
+        "experts_gate_up": ParamSpec((experts.count, 2 * experts.width, width), "experts"),
+        "experts_down": ParamSpec((experts.count, width, experts.width), "experts"),
+    }
+
+
+def _layer_extras(config: DecoderConfig) -> dict[str, ParamSpec]:
+    width, streams, per_layer = config.width, config.altup_streams, config.per_layer_width
+    specs: dict[str, ParamSpec] = {}
+    if per_layer:
+        specs |= {
+            "per_layer_gate": ParamSpec((per_layer, width), "matrix"),
+            "per_layer_projection": ParamSpec((width, per_layer), "matrix"),
+            "post_per_layer_norm": ParamSpec((width,), "norm"),
+        }
+    if config.layer_scale:
+        specs["layer_scale"] = ParamSpec((1,), "vector")
+    if streams:
+        specs |= {
+            "altup_correct": ParamSpec((streams, streams), "vector"),
+            "altup_predict": ParamSpec((streams * streams, streams), "vector"),
+            "altup_scale": ParamSpec((width,), "vector"),
+            "altup_router": ParamSpec((streams, width), "vector"),
+            "altup_router_norm": ParamSpec((width,), "norm"),
+            "laurel_left": ParamSpec((config.laurel_rank, width), "matrix"),
+            "laurel_right": ParamSpec((width, config.laurel_rank), "matrix"),
+            "post_laurel_norm": ParamSpec((width,), "norm"),
+        }
+    return specs
+
+
+def _per_layer_input_specs(config: DecoderConfig) -> dict[str, ParamSpec]:
+    if not config.per_layer_width:
+        return {}
+    total = len(config.layers) * config.per_layer_width
+    return {
+        "per_layer_embedding": ParamSpec((config.per_layer_vocabulary, total), "embedding"),
+        "per_layer_model_projection": ParamSpec((total, config.width), "matrix"),
+        "per_layer_projection_norm": ParamSpec((config.per_layer_width,), "norm"),
+    }
+
+
+def _altup_specs(config: DecoderConfig) -> dict[str, ParamSpec]:
+    square = ParamSpec((config.width, config.width), "matrix")
+    names = ("altup_projection", "altup_unembed")
+    return {f"{name}.{index}": square for name in names for index in range(max(config.altup_streams - 1, 0))}
+
+
+def parameter_count(config: DecoderConfig) -> int:
+    """Number of weights, each counted once (a tied head is the embedding)."""
+    return sum(spec.elements for spec in param_specs(config).values())
+
+
+# Bytes --------------------------------------------------------------------------------------------------
+
+
+def stored_bytes(shape: Sequence[int], block_type: str) -> int:
+    """Bytes of a tensor of `shape` in a storage type; its rows must hold whole blocks."""
+    elements, size = BLOCKS[block_type]
+    if shape[-1] % elements:
+        raise ValueError(f"rows of {shape[-1]} do not hold whole {block_type} blocks of {elements}")
+    return prod(shape) // elements * size
+
+
+def weight_bytes(config: DecoderConfig, stored_types: Mapping[str, str] | str) -> int:
+    """Bytes of all weights, given each one's storage type by canonical name, or one type for all matrices."""
+    total = 0
+    for name, spec in param_specs(config).items():
+        packed = spec.role in ("matrix", "embedding", "experts")
+        one = stored_types if isinstance(stored_types, str) else stored_types.get(name, "F32")
+        total += stored_bytes(spec.shape, one if packed else "F32")
+    return total
+
+
+def ring_length(window: int, context: int, chunk: int = PREFILL_CHUNK) -> int:
+    """Positions a sliding layer keeps: its window and one chunk being written, never more than the context."""
+    return min(_round_up(window + chunk), _round_up(context))
+
+
+def layer_length(layer: LayerConfig, context: int, chunk: int = PREFILL_CHUNK) -> int:
+    """Positions the cache of a layer holds per slot."""
+    return ring_length(layer.window, context, chunk) if layer.window else _round_up(context)
+
+
+def _round_up(count: int) -> int:
+    return -(-count // RING_MULTIPLE) * RING_MULTIPLE
+
+
+def cache_bytes(
+    config: DecoderConfig, slots: int, context: int, kv_type: KvType = "bf16", chunk: int = PREFILL_CHUNK
+) -> int:
+    """Bytes of the key-value cache for `slots` sequences of `context` tokens, trash slot included."""
+    total = 0
+    for layer in config.layers:
+        if layer.kv_source is None:
+            vectors = (slots + 1) * layer_length(layer, context, chunk) * layer.kv_heads
+            scale = 4 if kv_type == "int8" else 0
+            total += 2 * vectors * (layer.head_dim * KV_BYTES[kv_type] + scale)
+    return total
+
+
+def activation_bytes(config: DecoderConfig, slots: int, chunk: int = PREFILL_CHUNK) -> int:
+    """Upper estimate of what one forward pass needs beside weights and cache: its widest float32 values."""
+    inner = max(layer.ffn_width for layer in config.layers)
+    queries = max(config.heads * layer.head_dim for layer in config.layers)
+    per_token = 4 * (6 * config.width + 3 * inner + 4 * queries + config.altup_streams * config.width)
+    scores = 4 * config.heads * chunk * 4096
+    return chunk * per_token + 2 * scores + 3 * slots * config.vocabulary_size * 4
+
+
+def _stored(files: Sequence[ModelFile]) -> tuple[DecoderConfig, int]:
+    """The configuration and the bytes of the weights as stored, from the files' headers."""
+    from engines.decoder.weights.headers import read_headers
+
+    headers = read_headers(files)
+    return headers.config, sum(stored_bytes(t.shape, t.block_type) for t in headers.used.values())
+
+
+RUNTIME_BYTES = 192 << 20
+"""What a runner holds beside the model: interpreter, JAX, compiled programs (measured idle: about 180 MiB)."""
+
+
+def memory_needed(files: Sequence[ModelFile], slots: int, context: int, kv_type: KvType = "bf16") -> int:
+    """Bytes a runner needs to serve `slots` sequences of `context` tokens from these files.
+
+    Weights count as stored; header reading and arithmetic only. Raises the errors of `read_headers`.
+    """
+    config, weights = _stored(files)
+    return weights + cache_bytes(config, slots, context, kv_type) + activation_bytes(config, slots) + RUNTIME_BYTES
+
+
+def largest_context(
+    files: Sequence[ModelFile], slots: int, budget_bytes: int, kv_type: KvType = "bf16"
+) -> int:
+    """The longest context that fits `budget_bytes`, at most the model's own; 0 when nothing fits."""
+    config, weights = _stored(files)
+    fixed = weights + activation_bytes(config, slots) + RUNTIME_BYTES
+
+    def fits(context: int) -> bool:
+        return fixed + cache_bytes(config, slots, context, kv_type) <= budget_bytes
+
+    low, high = 0, config.max_context
+    while low < high:  # cache_bytes never falls as the context grows
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low if low >= min(config.max_context, RING_MULTIPLE) else 0
