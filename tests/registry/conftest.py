@@ -1,0 +1,52 @@
+"""Small real models to put into stores: GGUF and safetensors files with a handful of bytes of weights."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from modelfiles.description import ModelDescription
+from modelfiles.files import ModelFile
+from registry.store import Store
+
+
+def gguf_bytes(seed: int = 0, size: int = 0) -> bytes:
+    """A GGUF v3 file with one metadata entry, no tensors and `size` bytes that follow."""
+    key, text = b"general.architecture", b"llama"
+    header = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1)
+    entry = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(text)) + text
+    return header + entry + seed.to_bytes(8, "little") + bytes(size)
+
+
+def safetensors_bytes(seed: int = 0) -> bytes:
+    """A safetensors file with one F32 tensor of one element."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    return struct.pack("<Q", len(header)) + header + struct.pack("<f", float(seed))
+
+
+def describe(files: Sequence[ModelFile]) -> ModelDescription:
+    """A description that tells from the names alone: reading headers is tested in `modelfiles`."""
+    weights = [file for file in files if file.role == "weights"]
+    gguf = any(file.name.endswith(".gguf") for file in weights)
+    return ModelDescription(
+        weight_format="gguf" if gguf else "safetensors",
+        architecture="llama",
+        parameter_count=1_500_000,
+        quantization="F32",
+        context_length=128,
+        embedding_length=8,
+        vocabulary_size=32,
+        chat_template=None,
+        capabilities=("completion",),
+        generation_defaults={} if gguf else {"top_k": 64},
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store.open(tmp_path / "models")
