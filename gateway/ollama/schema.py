@@ -12,6 +12,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from gateway.errors import BadRequest
 from gateway.ollama.duration import parse_duration
+from gateway.strict_json import parse_object
 
 MAX_MESSAGES = 100_000
 
@@ -193,29 +194,26 @@ B = TypeVar("B", bound=Body)
 
 def read_body(kind: type[B], raw: bytes) -> B:
     """A checked body. Raises BadRequest with one line for the caller: what field, what is wrong."""
-    if not raw.strip():
-        raise BadRequest("missing request body")
+    value = parse_object(raw)
     try:
-        return kind.model_validate_json(raw)
+        return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        raise BadRequest(_explain(first["loc"], first["type"], first["msg"])) from None
+        place = ".".join(str(step) for step in first["loc"] if not _is_type_name(step))
+        raise BadRequest(_explain(place, first["type"], first["msg"]), param=place or None) from None
 
 
-def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
+def _explain(place: str, kind: str, message: str) -> str:
     """pydantic's report as a sentence of ours."""
-    if kind == "json_invalid":
-        return f"invalid JSON: {message.removeprefix('Invalid JSON: ')}"
     if kind == "value_error":
         message = message.removeprefix("Value error, ")
     else:
         message = message[:1].lower() + message[1:]
-    where = ".".join(str(step) for step in location if not _is_type_name(step))
-    if message.startswith("invalid think value"):
+    if not place or message.startswith("invalid think value"):
         return message
-    return f"{where}: {message}" if where else message
+    return f"{place}: {message}"
 
 
 def _is_type_name(step: int | str) -> bool:
-    """Union members add a step such as `dict[str,any]` or `bool` to the place; users never wrote those."""
+    """Union members add a step such as `dict[str,any]` to the place; users never wrote those."""
     return isinstance(step, str) and (step in {"str", "bool", "int", "float"} or "[" in step or "(" in step)

@@ -60,8 +60,8 @@ def test_keys_that_python_could_not_name() -> None:
     [
         (ChatBody, b"", "missing request body"),
         (ChatBody, b"  \n", "missing request body"),
-        (ChatBody, b"{", "invalid JSON: EOF while parsing an object at line 1 column 1"),
-        (ChatBody, b"[]", "input should be an object"),
+        (ChatBody, b"{", "invalid request: malformed JSON at line 1 column 2"),
+        (ChatBody, b"[]", "invalid request: the body must be a JSON object"),
         (ChatBody, b'{"stream":"x"}', "stream: input should be a valid boolean"),
         (ChatBody, b'{"model":3}', "model: input should be a valid string"),
         (ChatBody, b'{"messages":[{"content":"a"}]}', "messages.0.role: field required"),
@@ -74,8 +74,8 @@ def test_keys_that_python_could_not_name() -> None:
         (ChatBody, b'{"keep_alive":true}', "keep_alive: unsupported type bool"),
         (ChatBody, b'{"keep_alive":"soon"}', 'keep_alive: invalid duration "soon"'),
         (GenerateBody, b'{"context":["a"]}', "context.0: input should be a valid integer"),
-        (GenerateBody, b'{"options":[]}', "options: input should be an object"),
-        (GenerateBody, b"\xff\xfe", "invalid JSON: "),
+        (GenerateBody, b'{"options":[]}', "options: input should be a valid dictionary"),
+        (GenerateBody, b"\xff\xfe", "invalid request: the body is not UTF-8"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(kind: Any, raw: bytes, message: str) -> None:

@@ -1,0 +1,143 @@
+"""The command create: reads a Modelfile here, uploads the files it names, and lets the server make the model.
+
+The Modelfile is parsed on this side, since its paths mean files of this machine. Called by main.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gateway.cli.connect import connect
+from gateway.cli.errors import OK, CommandError
+from gateway.cli.progress import Board, follow
+from gateway.client import Client
+
+if TYPE_CHECKING:
+    from modelfiles.modelfile import Modelfile
+
+READ_CHUNK = 1 << 20
+DEFAULT_FILE = "Modelfile"
+
+
+def create(arguments: argparse.Namespace) -> int:
+    """`gemmule create MODEL [-f FILE]`; without a Modelfile the folder itself is the model."""
+    text, folder = read_modelfile(arguments.file)
+    client = connect(check=True)
+    with Board() as board:
+        board.update("gathering model components")
+        body = create_body(client, text, folder, board)
+        body |= {"model": arguments.model, "name": arguments.model, "stream": True}
+        if arguments.quantize:
+            body["quantize"] = arguments.quantize
+        follow(client.stream("/api/create", body), board)
+    return OK
+
+
+def read_modelfile(given: str | None) -> tuple[str, Path]:
+    """The text and the folder that its relative paths start from. Raises CommandError."""
+    path = Path(given or DEFAULT_FILE)
+    if given is None and not path.exists():
+        return "FROM .\n", Path.cwd()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CommandError(f"cannot read {path}: {reason}", "-f names the Modelfile") from None
+    return decode(data), path.absolute().parent
+
+
+def decode(data: bytes) -> str:
+    """UTF-8, or UTF-16 where a byte-order mark says so (editors on Windows)."""
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            f"the Modelfile is no {encoding.removesuffix('-sig')} text: {error.reason}"
+        ) from None
+
+
+def create_body(client: Client, text: str, folder: Path, board: Board) -> dict[str, Any]:
+    """The body of /api/create that a Modelfile asks for, once its files are uploaded."""
+    from modelfiles.modelfile import Modelfile, ModelfileError
+
+    from registry.errors import RegistryError
+
+    try:
+        modelfile = Modelfile.parse(text)
+        body = _texts(modelfile)
+        weights = _local(modelfile.base, folder)
+        if weights is None:
+            body["from"] = modelfile.base
+        else:
+            body["files"] = _upload(client, weights, board)
+        for adapter in modelfile.adapters:
+            found = _local(adapter, folder)
+            if found is None:
+                raise CommandError(f"ADAPTER {adapter}: no such file or folder")
+            body.setdefault("adapters", {}).update(_upload(client, found, board))
+    except (ModelfileError, RegistryError) as error:
+        raise CommandError(str(error)) from None
+    return body
+
+
+def _texts(modelfile: Modelfile) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "template": modelfile.template,
+        "system": modelfile.system,
+        "license": list(modelfile.license),
+        "parameters": dict(modelfile.parameters),
+        "messages": [{"role": turn.role, "content": turn.text} for turn in modelfile.messages],
+        "renderer": modelfile.renderer,
+        "parser": modelfile.parser,
+        "requires": modelfile.requires,
+    }
+    return {key: value for key, value in body.items() if value}
+
+
+def _local(reference: str, folder: Path) -> Path | None:
+    """The file or folder a FROM or ADAPTER means; None when it is the name of a model."""
+    path = folder / Path(reference).expanduser()
+    if path.exists():
+        return path
+    looks_like_a_path = reference.startswith(("/", "./", "../", "~")) or reference.endswith(".gguf")
+    if looks_like_a_path:
+        raise CommandError(f"{reference}: no such file or folder", f"paths start from {folder}")
+    return None
+
+
+def _upload(client: Client, path: Path, board: Board) -> dict[str, str]:
+    """Uploads what the server lacks; returns digests by file name."""
+    digests = {}
+    for name, file in model_files(path):
+        size = file.stat().st_size
+        digest = _hash(file, board)
+        digests[name] = digest
+        if client.has_blob(digest):
+            continue
+        for sent in client.upload_blob(digest, file):
+            board.update(f"copying file {digest}", sent, size)
+    return digests
+
+
+def model_files(path: Path) -> Iterable[tuple[str, Path]]:
+    """The files of a model by the names they get; a lone file keeps its own."""
+    from registry.sources.local import is_llamafile, parts_of_path
+
+    if path.is_file() and is_llamafile(path):
+        return [(path.with_suffix(".llamafile").name, path)]
+    return [(part.name or part.path.name, part.path) for part in parts_of_path(path)]
+
+
+def _hash(file: Path, board: Board) -> str:
+    size, read, state = file.stat().st_size, 0, hashlib.sha256()
+    with file.open("rb") as source:
+        while chunk := source.read(READ_CHUNK):
+            state.update(chunk)
+            read += len(chunk)
+            board.update(f"hashing {file.name}", read, size)
+    return f"sha256:{state.hexdigest()}"

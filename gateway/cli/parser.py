@@ -1,0 +1,181 @@
+"""The command line as one table: every command, its arguments, its example, the function behind it.
+
+argparse only: modules of commands are imported when one is chosen, so that help is instant. Called by main
+and by the completion scripts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+Adder = Callable[[argparse.ArgumentParser], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One row. `target` is `module:function` below gateway.cli; the function gets the parsed arguments."""
+
+    name: str
+    help: str
+    target: str
+    example: str
+    add: Adder
+    aliases: tuple[str, ...] = ()
+
+
+def _nothing(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="name of a model, such as bud or gemma3:4b")
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def _list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="only names that begin so")
+    _json(parser)
+
+
+def _insecure(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("--insecure", action="store_true", help="allow a registry without TLS")
+
+
+def _create(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("-f", "--file", metavar="FILE", help="the Modelfile (default: ./Modelfile)")
+    parser.add_argument("-q", "--quantize", metavar="TYPE", help="quantize the weights, for example to Q8_0")
+
+
+def _show(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    for part in ("license", "modelfile", "parameters", "template", "system"):
+        parser.add_argument(f"--{part}", action="store_true", help=f"print the {part} only")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print metadata and tensors too")
+    _json(parser)
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("prompt", metavar="PROMPT", nargs="*", help="what to ask; none starts a chat")
+    parser.add_argument("--keepalive", metavar="DURATION", help="how long the model stays loaded (5m, -1)")
+    parser.add_argument("--verbose", action="store_true", help="print timings after each answer")
+    parser.add_argument("--insecure", action="store_true", help="allow a registry without TLS when pulling")
+    parser.add_argument("--nowordwrap", action="store_true", help="do not break lines between words")
+    parser.add_argument("--format", metavar="FORMAT", help="answer in this format: json, or a JSON Schema")
+    parser.add_argument("--think", metavar="LEVEL", help="think first: true, false, high, medium, low or max")
+    parser.add_argument("--hidethinking", action="store_true", help="think, but do not print it")
+    parser.add_argument("--truncate", action="store_true", help="embeddings: cut input that is too long")
+    parser.add_argument("--dimensions", metavar="N", type=int, help="embeddings: keep the first N numbers")
+
+
+def _copy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="an existing model")
+    parser.add_argument("destination", metavar="DESTINATION", help="its second name")
+
+
+def _remove(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="models to remove")
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    _json(parser)
+
+
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
+
+
+def _help(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("topic", metavar="COMMAND", nargs="?", help="the command to explain")
+
+
+COMMANDS = (
+    Command("serve", "Start the server", "serve:serve",
+            "GEMMULE_HOST=127.0.0.1:8080 gemmule serve", _nothing, ("start",)),
+    Command("create", "Create a model from a Modelfile", "create:create",
+            "gemmule create fox -f Modelfile", _create),
+    Command("show", "Show what a model is made of", "models:show", "gemmule show bud --modelfile", _show),
+    Command("run", "Ask a model, or chat with it", "run:run",
+            'gemmule run bud "Tell me a story about a fox."', _run),
+    Command("stop", "Unload a running model", "models:stop", "gemmule stop bud", _model),
+    Command("pull", "Fetch a model from a registry", "transfer:pull", "gemmule pull gemma3:4b", _insecure),
+    Command("push", "Send a model to a registry", "transfer:push", "gemmule push me/fox", _insecure),
+    Command("list", "List models", "models:list_models", "gemmule list gemma --json", _list, ("ls",)),
+    Command("ps", "List running models", "models:list_running", "gemmule ps", _list),
+    Command("cp", "Give a model a second name", "models:copy", "gemmule cp bud me/bud", _copy),
+    Command("rm", "Remove models", "models:remove", "gemmule rm fox owl", _remove),
+    Command("doctor", "Check this machine and say what to fix", "doctor:doctor", "gemmule doctor", _doctor),
+    Command("completion", "Print a completion script for a shell", "completion:completion",
+            'eval "$(gemmule completion bash)"', _completion),
+    Command("help", "Help about any command", "main:show_help", "gemmule help run", _help),
+)  # fmt: skip
+
+BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.aliases)}
+"""Commands by name and alias."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors as ours: lower-case, one line, with where to look."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(
+            2, f"gemmule: {message[:1].lower()}{message[1:]}\nhint: `{self.prog} --help` shows the usage\n"
+        )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; `--help` of each command ends with its example."""
+    parser = Parser(
+        prog="gemmule",
+        description="Run language models on this machine, behind the APIs of OpenAI and Ollama.",
+        epilog="Example:\n  gemmule run bud\n\n"
+        "GEMMULE_HOST says where the server is (default 127.0.0.1:11434).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-v", "--version", action="store_true", help="print versions and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.name,
+            aliases=command.aliases,
+            help=command.help,
+            description=f"{command.help}.",
+            epilog=f"Example:\n  {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add(sub)
+        sub.set_defaults(target=command.target)
+    return parser
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The parsed command line. Exits as argparse does.
+
+    Words after options belong to the command's last, open-ended argument (`run bud --verbose hello`), and a
+    bare `--think` means yes: both as in Ollama's command.
+    """
+    parser = build_parser()
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    spelled = [f"{word}=true" if word == "--think" and i < end else word for i, word in enumerate(arguments)]
+    parsed, rest = parser.parse_known_args(spelled)
+    if not rest:
+        return parsed
+    if any(word.startswith("-") for word in rest):
+        parser.error(f"unknown flag: {next(word for word in rest if word.startswith('-'))}")
+    if isinstance(getattr(parsed, "prompt", None), list):
+        parsed.prompt += rest
+    elif getattr(parsed, "prefix", None) == "" and len(rest) == 1:
+        parsed.prefix = rest[0]
+    else:
+        parser.error(f"unexpected argument: {rest[0]}")
+    return parsed

@@ -1,0 +1,160 @@
+"""The command run: one question from the arguments or a pipe, or a chat on a terminal.
+
+Reads arguments and stdin, pulls a model that is not there, and hands over to `answer` or `repl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gateway.cli.answer import Answer, Display, show_answer
+from gateway.cli.connect import connect
+from gateway.cli.errors import OK, USAGE, CommandError
+from gateway.cli.progress import Board
+from gateway.cli.transfer import fetch
+from gateway.client import Client, ServerRefused
+from gateway.ollama.duration import parse_duration
+
+THINK_WORDS: dict[str, bool | str] = {
+    "true": True,
+    "false": False,
+    "high": "high",
+    "medium": "medium",
+    "low": "low",
+    "max": "max",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything a request repeats; changed by replacing. `think` None leaves the choice to the model."""
+
+    model: str
+    format: Any = None
+    think: bool | str | None = None
+    keep_alive: str | None = None
+    system: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    display: Display = field(default_factory=Display)
+
+    def body(self) -> dict[str, Any]:
+        """The fields that generate and chat share."""
+        body: dict[str, Any] = {"model": self.model, "stream": True, "options": self.options}
+        for key, value in (("format", self.format), ("think", self.think), ("keep_alive", self.keep_alive)):
+            if value is not None:
+                body[key] = value
+        return body
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`gemmule run MODEL [PROMPT...]`."""
+    setup = _setup(arguments)
+    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    prompt = "\n\n".join(part for part in (piped.rstrip("\n"), " ".join(arguments.prompt)) if part)
+    client = connect(check=True)
+    shown = find_model(client, setup.model, arguments.insecure)
+    capabilities = shown.get("capabilities") or []
+    if "embedding" in capabilities and "completion" not in capabilities:
+        return _embed(client, setup, prompt, arguments)
+    if prompt or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return _answer(client, setup, prompt)
+    load(client, setup)
+    from gateway.cli.repl import chat
+
+    return chat(client, setup, shown)
+
+
+def find_model(client: Client, model: str, insecure: bool) -> dict[str, Any]:
+    """What /api/show says; a model that is not there is pulled first."""
+    try:
+        shown = client.request("POST", "/api/show", {"model": model})
+    except ServerRefused as error:
+        if error.status != 404:
+            raise
+        fetch(client, model, insecure)
+        shown = client.request("POST", "/api/show", {"model": model})
+    return dict(shown or {})
+
+
+def load(client: Client, setup: Setup) -> None:
+    """Loads the model before the first question, saying what is waited for."""
+    body: dict[str, Any] = {"model": setup.model}
+    if setup.keep_alive is not None:
+        body["keep_alive"] = setup.keep_alive
+    with Board() as board:
+        board.update(f"loading {setup.model}")
+        client.request("POST", "/api/generate", body)
+        board.clear()
+
+
+def _answer(client: Client, setup: Setup, prompt: str) -> int:
+    if not prompt:
+        load(client, setup)
+        return OK
+    body = setup.body() | {"prompt": prompt}
+    if setup.system is not None:
+        body["system"] = setup.system
+    stream = client.stream("/api/generate", body)
+    try:
+        show_answer(stream, setup.display, Answer())
+    finally:
+        stream.close()  # type: ignore[attr-defined]  # a generator: closing it cancels the request
+    return OK
+
+
+def _embed(client: Client, setup: Setup, prompt: str, arguments: argparse.Namespace) -> int:
+    """An embedding model prints the vector of its input as JSON."""
+    if not prompt:
+        raise CommandError(
+            f"{setup.model} embeds text and cannot chat",
+            f'give it text: gemmule run {setup.model} "some words"',
+            USAGE,
+        )
+    body: dict[str, Any] = {"model": setup.model, "input": prompt, "truncate": arguments.truncate}
+    if arguments.dimensions:
+        body["dimensions"] = arguments.dimensions
+    if setup.keep_alive is not None:
+        body["keep_alive"] = setup.keep_alive
+    print(json.dumps(client.request("POST", "/api/embed", body)["embeddings"][0]))
+    return OK
+
+
+def _setup(arguments: argparse.Namespace) -> Setup:
+    display = Display(not arguments.nowordwrap, arguments.verbose, arguments.hidethinking)
+    if arguments.keepalive is not None:
+        try:
+            parse_duration(arguments.keepalive)
+        except ValueError as error:
+            raise CommandError(f"--keepalive: {error}", code=USAGE) from None
+    setup = Setup(arguments.model, keep_alive=arguments.keepalive, display=display)
+    if arguments.think is not None:
+        if arguments.think not in THINK_WORDS:
+            words = ", ".join(THINK_WORDS)
+            raise CommandError(f'--think: "{arguments.think}" is none of {words}', code=USAGE)
+        setup = replace(setup, think=THINK_WORDS[arguments.think])
+    return replace(setup, format=read_format(arguments.format)) if arguments.format else setup
+
+
+def read_format(text: str) -> Any:
+    """`json`, a JSON Schema, or the name of a file that holds one."""
+    if text == "json":
+        return text
+    source = text
+    try:
+        if not text.lstrip().startswith("{"):
+            source = Path(text).read_text(encoding="utf-8")
+        schema = json.loads(source)
+    except OSError:
+        raise CommandError(
+            f'--format: "{text}" is neither json, a JSON Schema nor a file', code=USAGE
+        ) from None
+    except json.JSONDecodeError as error:
+        raise CommandError(f"--format: the schema is no JSON: {error}", code=USAGE) from None
+    if not isinstance(schema, dict):
+        raise CommandError("--format: a JSON Schema is an object", code=USAGE)
+    return schema
