@@ -24,19 +24,21 @@ DTYPES: dict[str, DTypeLike] = {"bf16": jnp.bfloat16, "f32": jnp.float32, "int8"
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["keys", "values", "key_scales", "value_scales"],
-    meta_fields=[],
+    meta_fields=["wraps"],
 )
 @dataclass(frozen=True, slots=True)
 class LayerCache:
     """Keys and values of one layer [slots + 1, kv_heads, length, head_dim].
 
-    With int8 storage the scales are float32 [slots + 1, kv_heads, length], else None.
+    With int8 storage the scales are float32 [slots + 1, kv_heads, length], else None. `wraps` is set when the
+    context is longer than the arrays: then a chunk may not overwrite cells its own first query still sees.
     """
 
     keys: jax.Array
     values: jax.Array
     key_scales: jax.Array | None = None
     value_scales: jax.Array | None = None
+    wraps: bool = False
 
     @property
     def length(self) -> int:
@@ -54,20 +56,27 @@ Cache = tuple[LayerCache | None, ...]
 def init_cache(
     config: DecoderConfig, slots: int, context: int, dtype: DTypeLike, chunk: int = PREFILL_CHUNK
 ) -> Cache:
-    """An empty cache for `slots` sequences of `context` tokens, of which `chunk` at most are written at once."""
+    """An empty cache for `slots` sequences of `context` tokens, at most `chunk` of them written at once."""
     return tuple(
-        _init_layer(layer, slots, layer_length(layer, context, chunk), dtype) if layer.kv_source is None else None
+        _init_layer(layer, slots, context, dtype, chunk) if layer.kv_source is None else None
         for layer in config.layers
     )
 
 
-def _init_layer(layer: LayerConfig, slots: int, length: int, dtype: DTypeLike) -> LayerCache:
+def _init_layer(layer: LayerConfig, slots: int, context: int, dtype: DTypeLike, chunk: int) -> LayerCache:
+    length = layer_length(layer, context, chunk)
     shape = (slots + 1, layer.kv_heads, length, layer.head_dim)
+    wraps = context > length
     empty = partial(jnp.zeros, shape, dtype)
     if jnp.dtype(dtype) != jnp.int8:
-        return LayerCache(empty(), empty())
+        return LayerCache(empty(), empty(), wraps=wraps)
     scales = partial(jnp.zeros, shape[:3], jnp.float32)
-    return LayerCache(empty(), empty(), scales(), scales())
+    return LayerCache(empty(), empty(), scales(), scales(), wraps)
+
+
+def longest_chunk(layer: LayerConfig, cache: LayerCache) -> int:
+    """Most tokens that may be written at once: the oldest key the first of them sees must survive."""
+    return cache.length - layer.window + 1 if cache.wraps else cache.length
 
 
 def write(
@@ -84,6 +93,7 @@ def write(
         return LayerCache(
             cache.keys.at[rows, :, cells].set(keys.astype(cache.keys.dtype)),
             cache.values.at[rows, :, cells].set(values.astype(cache.values.dtype)),
+            wraps=cache.wraps,
         )
     key_codes, key_scales = _to_int8(keys)
     value_codes, value_scales = _to_int8(values)
@@ -92,6 +102,7 @@ def write(
         cache.values.at[rows, :, cells].set(value_codes),
         cache.key_scales.at[rows, :, cells].set(key_scales),
         cache.value_scales.at[rows, :, cells].set(value_scales),
+        cache.wraps,
     )
 
 

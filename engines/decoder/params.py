@@ -89,7 +89,9 @@ def _attention_specs(config: DecoderConfig, layer: LayerConfig) -> dict[str, Par
         if own_keys:
             specs["k_norm"] = ParamSpec((head_dim,), "norm")
     if config.attention_bias:
-        specs |= {f"{name}_bias": ParamSpec(specs[name].shape[:1], "vector") for name in "qkv" if name in specs}
+        specs |= {
+            f"{name}_bias": ParamSpec(specs[name].shape[:1], "vector") for name in "qkv" if name in specs
+        }
     if config.output_bias:
         specs["o_bias"] = ParamSpec((width,), "vector")
     if config.post_norms:
@@ -196,7 +198,7 @@ def weight_bytes(config: DecoderConfig, stored_types: Mapping[str, str] | str) -
 
 
 def ring_length(window: int, context: int, chunk: int = PREFILL_CHUNK) -> int:
-    """Positions a sliding layer keeps: its window and one chunk being written, never more than the context."""
+    """Positions a sliding layer keeps: its window and one chunk being written, at most the context."""
     return min(_round_up(window + chunk), _round_up(context))
 
 
@@ -240,7 +242,7 @@ def _stored(files: Sequence[ModelFile]) -> tuple[DecoderConfig, int]:
 
 
 RUNTIME_BYTES = 192 << 20
-"""What a runner holds beside the model: interpreter, JAX, compiled programs (measured idle: about 180 MiB)."""
+"""What a runner holds beside the model: interpreter, JAX, compiled programs (measured: about 180 MiB)."""
 
 
 def memory_needed(files: Sequence[ModelFile], slots: int, context: int, kv_type: KvType = "bf16") -> int:
@@ -249,7 +251,12 @@ def memory_needed(files: Sequence[ModelFile], slots: int, context: int, kv_type:
     Weights count as stored; header reading and arithmetic only. Raises the errors of `read_headers`.
     """
     config, weights = _stored(files)
-    return weights + cache_bytes(config, slots, context, kv_type) + activation_bytes(config, slots) + RUNTIME_BYTES
+    return (
+        weights
+        + cache_bytes(config, slots, context, kv_type)
+        + activation_bytes(config, slots)
+        + RUNTIME_BYTES
+    )
 
 
 def largest_context(

@@ -128,13 +128,17 @@ def _kinds(keys: Keys, family: Family) -> tuple[LayerKind, ...]:
     if not 0 < count <= 1024:
         raise ConfigError(f"{SOURCE}: {keys.prefix}block_count is {count}; 1 to 1024 layers are supported")
     if family.period == 1 or not keys.integer("attention.sliding_window", 0):
-        return ("global",) * count
+        return (_kind(False),) * count
     pattern = keys.get("attention.sliding_window_pattern", family.period)
-    if hasattr(pattern, "__len__"):
-        if len(pattern) < count:
-            raise ConfigError(f"{SOURCE}: the sliding-window pattern has {len(pattern)} entries for {count} layers")
-        return tuple("sliding" if pattern[index] else "global" for index in range(count))
-    return tuple("sliding" if (index + 1) % int(pattern) else "global" for index in range(count))
+    if not hasattr(pattern, "__len__"):
+        return tuple(_kind((index + 1) % int(pattern) != 0) for index in range(count))
+    if len(pattern) < count:
+        raise ConfigError(f"{SOURCE}: sliding_window_pattern has {len(pattern)} entries for {count} layers")
+    return tuple(_kind(bool(pattern[index])) for index in range(count))
+
+
+def _kind(slides: bool) -> LayerKind:
+    return "sliding" if slides else "global"
 
 
 def _attention_scale(keys: Keys, family: Family) -> float:
@@ -185,7 +189,9 @@ def _experts(keys: Keys, prefix: str, shapes: Shapes) -> Experts | None:
     if prefix + "ffn_gate_inp.weight" not in shapes:
         return None
     return Experts(
-        keys.integer("expert_count"), keys.integer("expert_used_count"), keys.integer("expert_feed_forward_length")
+        keys.integer("expert_count"),
+        keys.integer("expert_used_count"),
+        keys.integer("expert_feed_forward_length"),
     )
 
 

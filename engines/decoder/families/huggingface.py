@@ -62,9 +62,13 @@ def _common(keys: Keys, architecture: str, layers: tuple[LayerConfig, ...], **mo
         **more,
     )
     kv_heads = {layer.kv_heads for layer in layers}
-    check_sizes(SOURCE, width=config.width, heads=heads, layers=len(layers), vocabulary=config.vocabulary_size)
+    check_sizes(
+        SOURCE, width=config.width, heads=heads, layers=len(layers), vocabulary=config.vocabulary_size
+    )
     if any(heads % count for count in kv_heads):
-        raise ConfigError(f"{SOURCE}: {heads} attention heads cannot share {sorted(kv_heads)} key-value heads")
+        raise ConfigError(
+            f"{SOURCE}: {heads} attention heads cannot share {sorted(kv_heads)} key-value heads"
+        )
     return config
 
 
@@ -169,7 +173,11 @@ def _ropes_by_kind(
     }
     ropes: dict[LayerKind, Rope] = {}
     for name, kind in KINDS.items():
-        parameters = {**defaults[name], **_without_nulls(older[name]), **_without_nulls(given.get(name) or {})}
+        parameters = {
+            **defaults[name],
+            **_without_nulls(older[name]),
+            **_without_nulls(given.get(name) or {}),
+        }
         ropes[kind] = _rope(keys, parameters, 10_000.0, head_dims[kind])
     return ropes
 
@@ -181,7 +189,9 @@ def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
 # Families -----------------------------------------------------------------------------------------------
 
 
-def _plain_layers(keys: Keys, kinds: tuple[LayerKind, ...], window: int, rope: Rope) -> tuple[LayerConfig, ...]:
+def _plain_layers(
+    keys: Keys, kinds: tuple[LayerKind, ...], window: int, rope: Rope
+) -> tuple[LayerConfig, ...]:
     """Layers alike but for their kind."""
     heads = keys.integer("num_attention_heads")
     return tuple(
@@ -367,7 +377,9 @@ def kv_sources(kinds: tuple[LayerKind, ...], shared: int) -> tuple[int | None, .
     """
     first = len(kinds) - shared
     if not 0 <= shared < len(kinds) or any(kind not in kinds[:first] for kind in kinds[first:]):
-        raise ConfigError(f"{shared} of {len(kinds)} layers share keys, but no layer of their kind has its own")
+        raise ConfigError(
+            f"{shared} of {len(kinds)} layers share keys, but no layer of their kind has its own"
+        )
     last = {kind: index for index, kind in enumerate(kinds[:first])}
     return tuple(last[kind] if index >= first else None for index, kind in enumerate(kinds))
 
@@ -436,7 +448,9 @@ def _gemma4_overrides(keys: Keys, kinds: tuple[LayerKind, ...]) -> list[Mapping[
 def _gemma4_experts(keys: Keys) -> Experts | None:
     if not keys.boolean("enable_moe_block", False):
         return None
-    return Experts(keys.integer("num_experts"), keys.integer("top_k_experts"), keys.integer("moe_intermediate_size"))
+    return Experts(
+        keys.integer("num_experts"), keys.integer("top_k_experts"), keys.integer("moe_intermediate_size")
+    )
 
 
 FAMILIES: dict[str, Callable[[Keys], DecoderConfig]] = {

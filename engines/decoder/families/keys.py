@@ -40,7 +40,9 @@ class Keys:
         value = self.get(key, default)
         if hasattr(value, "__len__") and not isinstance(value, str):  # a list or a numpy array
             if len(value) < layers:
-                raise ConfigError(f"{self.source} {self.prefix}{key} has {len(value)} values for {layers} layers")
+                raise ConfigError(
+                    f"{self.source} {self.prefix}{key} has {len(value)} values for {layers} layers"
+                )
             return tuple(int(item) for item in value[:layers])
         return (self.integer(key, default),) * layers
 

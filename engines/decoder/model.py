@@ -1,0 +1,280 @@
+"""The decoder as pure functions: token ids in, hidden states and logits out. No loops over requests.
+
+The configuration is static, everything per request is an array. Decoding (T = 1 for many rows) and prefill
+(a chunk of T tokens) are the same function. Residuals are float32; matrices keep their stored precision.
+
+Axes: B rows of a batch, T tokens per row, D model width, F feed-forward width, N query heads, K key-value
+heads, H head size, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from engines.decoder.attention import attend_batch, attend_cache, rotate, rotations
+from engines.decoder.cache import Cache, LayerCache, longest_chunk, write
+from engines.decoder.config import Activation, DecoderConfig, LayerConfig, Rope
+from engines.decoder.quant import QuantizedMatrix, matmul, take_rows
+
+Params = Mapping[str, Any]
+"""The tree that the loader builds: names of `param_specs`, with `layers` a tuple of mappings."""
+
+
+class Batch(NamedTuple):
+    """What one pass computes: `token_ids` and `positions` int32 [B, T], `slots` int32 [B].
+
+    Position -1 marks padding, which may only follow the real tokens of a row; rows of nothing but padding
+    use any slot.
+    """
+
+    token_ids: jax.Array
+    positions: jax.Array
+    slots: jax.Array
+
+
+class _Step(NamedTuple):
+    """What every layer of one pass shares."""
+
+    positions: jax.Array
+    slots: jax.Array | None
+    rotations: Mapping[tuple[Rope, int], tuple[jax.Array, jax.Array]]
+    longest: int | None
+
+
+def forward(
+    config: DecoderConfig, params: Params, cache: Cache, batch: Batch, *, longest: int | None = None
+) -> tuple[jax.Array, Cache]:
+    """Runs a batch: hidden states [B, T, D] before the final norm, and the cache with its tokens in it.
+
+    `longest` bounds every position in the batch on global layers (static; None: the cache's length). A chunk
+    of T tokens needs rings made for it (`init_cache(chunk=)`); ValueError otherwise.
+    """
+    _check_chunk(config, cache, batch.token_ids.shape[1])
+    step = _Step(batch.positions, batch.slots, _rotations(config, batch.positions), longest)
+    return _run_layers(config, params, cache, batch.token_ids, step)
+
+
+def encode(config: DecoderConfig, params: Params, token_ids: jax.Array, positions: jax.Array) -> jax.Array:
+    """Hidden states [B, T, D] of whole sequences, without a cache. Encoders attend in both directions."""
+    step = _Step(positions, None, _rotations(config, positions), None)
+    hidden, _ = _run_layers(config, params, (None,) * len(config.layers), token_ids, step)
+    return hidden
+
+
+def logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
+    """Float32 scores [..., V] of the next token for hidden states [..., D]."""
+    normal = rms_norm(hidden, params["final_norm"], config.norm_epsilon)
+    scores = matmul(normal, params["embedding" if config.tied_head else "head"])
+    if config.final_softcap is not None:
+        scores = jnp.tanh(scores / config.final_softcap) * config.final_softcap
+    return scores
+
+
+def _check_chunk(config: DecoderConfig, cache: Cache, time: int) -> None:
+    for layer, stored in zip(config.layers, cache, strict=True):
+        if stored is not None and time > longest_chunk(layer, stored):
+            limit = longest_chunk(layer, stored)
+            raise ValueError(
+                f"a chunk of {time} tokens does not fit a cache made for {limit}; see init_cache(chunk=)"
+            )
+
+
+def _rotations(
+    config: DecoderConfig, positions: jax.Array
+) -> dict[tuple[Rope, int], tuple[jax.Array, jax.Array]]:
+    kinds = {(layer.rope, layer.head_dim) for layer in config.layers}
+    safe = jnp.maximum(positions, 0)
+    return {key: rotations(*key, safe) for key in sorted(kinds, key=repr)}
+
+
+def _run_layers(
+    config: DecoderConfig, params: Params, cache: Cache, token_ids: jax.Array, step: _Step
+) -> tuple[jax.Array, Cache]:
+    hidden = embed_tokens(config, params, token_ids)  # [B, T, D]
+    per_layer = per_layer_inputs(config, params, token_ids, hidden)  # [B, T, L, P] or None
+    updated: list[LayerCache | None] = list(cache)
+    batch_keys: dict[int, tuple[jax.Array, jax.Array]] = {}
+    for index, layer in enumerate(config.layers):
+        weights = params["layers"][index]
+        source = index if layer.kv_source is None else layer.kv_source
+        hidden = _layer(
+            config,
+            layer,
+            weights,
+            hidden,
+            None if per_layer is None else per_layer[:, :, index],
+            step,
+            partial(_attention, index=index, source=source, cache=updated, batch_keys=batch_keys),
+        )
+    return hidden, tuple(updated)
+
+
+def embed_tokens(config: DecoderConfig, params: Params, token_ids: jax.Array) -> jax.Array:
+    """Float32 [..., D]: looked-up rows, times the family's scale."""
+    return take_rows(params["embedding"], token_ids) * config.embedding_scale
+
+
+def _layer(
+    config: DecoderConfig,
+    layer: LayerConfig,
+    weights: Params,
+    hidden: jax.Array,
+    per_layer: jax.Array | None,
+    step: _Step,
+    attention: Any,
+) -> jax.Array:
+    """One block: attention and feed-forward, each added to the residual; then the family's extras."""
+    normal = rms_norm(hidden, weights["attention_norm"], config.norm_epsilon)
+    attended = attention(config, layer, weights, normal, step)
+    hidden = hidden + _post_norm(config, weights, "post_attention_norm", attended)
+    hidden = hidden + _feed_forward_block(config, layer, weights, hidden)
+    if per_layer is not None:
+        hidden = hidden + _per_layer_block(config, weights, hidden, per_layer)
+    return hidden * weights["layer_scale"] if config.layer_scale else hidden
+
+
+def _post_norm(config: DecoderConfig, weights: Params, name: str, x: jax.Array) -> jax.Array:
+    return rms_norm(x, weights[name], config.norm_epsilon) if config.post_norms else x
+
+
+def rms_norm(x: jax.Array, scale: jax.Array | None, epsilon: float) -> jax.Array:
+    """Root-mean-square norm over the last axis in float32; `scale` is the final multiplier, or None."""
+    normal = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+    return normal if scale is None else normal * scale
+
+
+# Attention ----------------------------------------------------------------------------------------------
+
+
+def _attention(
+    config: DecoderConfig,
+    layer: LayerConfig,
+    weights: Params,
+    normal: jax.Array,
+    step: _Step,
+    *,
+    index: int,
+    source: int,
+    cache: list[LayerCache | None],
+    batch_keys: dict[int, tuple[jax.Array, jax.Array]],
+) -> jax.Array:
+    """Projects, rotates, stores keys and values where this layer owns them, attends: [B, T, D]."""
+    cosine, sine = step.rotations[layer.rope, layer.head_dim]
+    query = _heads(config, weights, "q", normal, layer.head_dim, config.qk_norm)
+    query = rotate(query, cosine, sine)  # [B, T, N, H]
+    if layer.kv_source is None:
+        keys, values = _keys_and_values(config, layer, weights, normal)
+        batch_keys[index] = rotate(keys, cosine, sine), values  # [B, T, K, H]
+    scale, softcap = config.attention_scale, config.attention_softcap
+    if step.slots is None:
+        attended = attend_batch(
+            query,
+            *batch_keys[source],
+            step.positions,
+            layer,
+            scale=scale,
+            softcap=softcap,
+            bidirectional=config.bidirectional,
+        )
+    else:
+        stored = cache[source]
+        assert stored is not None
+        if layer.kv_source is None:
+            stored = cache[index] = write(stored, *batch_keys[index], step.slots, step.positions)
+        attended = attend_cache(
+            query,
+            stored,
+            step.slots,
+            step.positions,
+            layer,
+            scale=scale,
+            softcap=softcap,
+            platform=platform_of(weights),
+            longest=step.longest,
+        )
+    return _linear(weights, "o", attended.reshape(*attended.shape[:2], -1))
+
+
+def _keys_and_values(
+    config: DecoderConfig, layer: LayerConfig, weights: Params, normal: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Keys (normalised, not yet rotated) and values [B, T, K, H]; Gemma 4 may take values from raw keys."""
+    raw = _heads(config, weights, "k", normal, layer.head_dim, False)
+    values = raw if layer.value_from_key else _heads(config, weights, "v", normal, layer.head_dim, False)
+    keys = rms_norm(raw, weights["k_norm"], config.norm_epsilon) if config.qk_norm else raw
+    return keys, rms_norm(values, None, config.norm_epsilon) if config.v_norm else values
+
+
+def _heads(
+    config: DecoderConfig, weights: Params, name: str, x: jax.Array, head_dim: int, normalise: bool
+) -> jax.Array:
+    """A projection split into heads [B, T, heads, H]."""
+    split = _linear(weights, name, x).reshape(*x.shape[:2], -1, head_dim)
+    return rms_norm(split, weights[f"{name}_norm"], config.norm_epsilon) if normalise else split
+
+
+def _linear(weights: Params, name: str, x: jax.Array) -> jax.Array:
+    product = matmul(x, weights[name])
+    bias = weights.get(f"{name}_bias")
+    return product if bias is None else product + bias
+
+
+def platform_of(weights: Params) -> str:
+    """Where the weights lie, `cpu` or `gpu`: recorded when they were placed."""
+    matrix: QuantizedMatrix = weights["q"]
+    return matrix.platform
+
+
+# Feed-forward -------------------------------------------------------------------------------------------
+
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+
+def activate(kind: Activation, x: jax.Array) -> jax.Array:
+    return ACTIVATIONS[kind](x)
+
+
+def _feed_forward_block(
+    config: DecoderConfig, layer: LayerConfig, weights: Params, hidden: jax.Array
+) -> jax.Array:
+    """The gated feed-forward network of a layer with its norms: what is added to the residual [B, T, D]."""
+    normal = rms_norm(hidden, weights["ffn_norm"], config.norm_epsilon)
+    gate = activate(config.activation, matmul(normal, weights["gate"]))  # [B, T, F]
+    out = matmul(gate * matmul(normal, weights["up"]), weights["down"])
+    return _post_norm(config, weights, "post_ffn_norm", out)
+
+
+# Per-layer embeddings (Gemma 3n and 4) ------------------------------------------------------------------
+
+
+def per_layer_inputs(
+    config: DecoderConfig, params: Params, token_ids: jax.Array, hidden: jax.Array
+) -> jax.Array | None:
+    """[B, T, L, P]: for each layer a small vector, from the token's own table row and from its embedding."""
+    if not config.per_layer_width:
+        return None
+    shape = (*token_ids.shape, len(config.layers), config.per_layer_width)
+    table = take_rows(params["per_layer_embedding"], token_ids).reshape(shape)
+    table = table * config.per_layer_width**0.5
+    projected = matmul(hidden, params["per_layer_model_projection"]) * config.width**-0.5
+    projected = rms_norm(projected.reshape(shape), params["per_layer_projection_norm"], config.norm_epsilon)
+    combined: jax.Array = (projected + table) * 2.0**-0.5
+    return combined
+
+
+def _per_layer_block(
+    config: DecoderConfig, weights: Params, hidden: jax.Array, per_layer: jax.Array
+) -> jax.Array:
+    """Gates the layer's own input [B, T, P] with the hidden state and projects it back to [B, T, D]."""
+    gate = activate(config.activation, matmul(hidden, weights["per_layer_gate"]))
+    projected = matmul(gate * per_layer, weights["per_layer_projection"])
+    return rms_norm(projected, weights["post_per_layer_norm"], config.norm_epsilon)

@@ -1,0 +1,115 @@
+"""GGUF files, single or split, of llama.cpp's converters and of Ollama. Imports no JAX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from engines.decoder.blocks import dequantize
+from engines.decoder.config import DecoderConfig, RopeScaling
+from engines.decoder.weights import WeightsError
+from engines.decoder.weights.headers import Headers, Rows, Stored, bind, row_bytes
+from engines.decoder.weights.names import GGUF, file_names
+from modelfiles.files import ModelFile
+from modelfiles.gguf import GgufFile, GgufTensor
+
+OTHER_PARTS = re.compile(r"^(v|a|mm|clip|vision|audio)\.|\.nextn\.|^(mtp|draft)\.")
+"""Vision and audio towers, their projectors, and drafting heads."""
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+def recognises(file: ModelFile) -> bool:
+    """By its first four bytes: blobs have no endings."""
+    try:
+        with Path(file.path).open("rb") as opened:
+            return opened.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def read(files: Sequence[ModelFile]) -> Headers:
+    """Configuration and tensor table of a GGUF model. Raises as `read_headers`."""
+    opened = [GgufFile.open(file.path) for file in files if recognises(file)]
+    first = min(opened, key=lambda file: int(file.metadata.get("split.no", 0)))
+    found: dict[str, Stored] = {}
+    for file in opened:
+        for tensor in file.tensors.values():
+            if tensor.name in found:
+                raise WeightsError(f"tensor {tensor.name!r} is in two files")
+            found[tensor.name] = _stored(file, tensor)
+    expected = int(first.metadata.get("split.tensors.count", len(found)))
+    if expected != len(found):
+        raise WeightsError(f"the split model has {expected} tensors, but its files hold {len(found)}")
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    config = _with_rope_factors(DecoderConfig.from_gguf(first.metadata, shapes), found)
+    return _bound(config, first.architecture, found)
+
+
+def _stored(file: GgufFile, tensor: GgufTensor) -> Stored:
+    kind = tensor.ggml_type.name
+    return Stored(tensor.name, tensor.shape, kind, partial(_read, file, tensor))
+
+
+def _read(file: GgufFile, tensor: GgufTensor) -> Rows:
+    width = row_bytes(tensor.shape, tensor.ggml_type.name)
+    return file.data(tensor.name).reshape(*tensor.shape[:-1], width)
+
+
+def _with_rope_factors(config: DecoderConfig, found: Mapping[str, Stored]) -> DecoderConfig:
+    """Frequency factors (Llama 3.1, Gemma 4's global layers) lie in a tensor, not in the metadata."""
+    tensor = found.get(ROPE_FACTORS)
+    if tensor is None:
+        return config
+    values = dequantize(tensor.read(), tensor.block_type).reshape(-1)
+    scaling = RopeScaling("factors", 1.0, factors=tuple(float(value) for value in values))
+    layers = []
+    for layer in config.layers:
+        if layer.kind == "global" and len(values) != layer.head_dim // 2:
+            raise WeightsError(
+                f"tensor {ROPE_FACTORS!r} has {len(values)} values for heads of {layer.head_dim}"
+            )
+        own = replace(layer.rope, scaling=scaling, rotated_pairs=None)
+        layers.append(replace(layer, rope=own) if layer.kind == "global" else layer)
+    return replace(config, layers=tuple(layers))
+
+
+def _bound(config: DecoderConfig, architecture: str, found: Mapping[str, Stored]) -> Headers:
+    names = file_names(config, GGUF)
+    shared = {
+        f"blk.{index}.{part}.weight"
+        for index, layer in enumerate(config.layers)
+        if layer.kv_source is not None
+        for part in ("attn_k", "attn_v", "attn_k_norm")
+    }
+
+    def ignored(name: str) -> bool:
+        return bool(OTHER_PARTS.search(name)) or name in shared or name == ROPE_FACTORS
+
+    headers = replace(bind(config, found, names, ignored=ignored, norm_offset=0.0), from_gguf=True)
+    if architecture != "llama":
+        return headers
+    used = {name: _half_split(config, name, tensor) for name, tensor in headers.used.items()}
+    return replace(headers, used=used)
+
+
+def _half_split(config: DecoderConfig, name: str, tensor: Stored) -> Stored:
+    """llama.cpp stores Llama's query and key rows for interleaved pairs; ours are half-split."""
+    part = name.rpartition(".")[2]
+    if part not in ("q", "k", "q_bias", "k_bias"):
+        return tensor
+    layer = config.layers[int(name.split(".")[1])]
+    heads = config.heads if part.startswith("q") else layer.kv_heads
+    return replace(tensor, read=partial(_regroup, tensor, heads, layer.head_dim, part.endswith("bias")))
+
+
+def _regroup(tensor: Stored, heads: int, head_dim: int, bias: bool) -> Rows:
+    """Rows (pair, half) of every head -> (half, pair)."""
+    rows = tensor.read()
+    width = rows.shape[-1] // (heads * head_dim) if bias else rows.shape[-1]
+    grouped = rows.reshape(heads, head_dim // 2, 2, width).swapaxes(1, 2)
+    return np.ascontiguousarray(grouped).reshape(rows.shape)
