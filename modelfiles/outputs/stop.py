@@ -78,9 +78,6 @@ class StopMatcher:
                 if visible or self._touched:
                     released.append(replace(chunk, text=chunk.text[:visible]))
                 break
-            if not visible and not self._touched and not released and not chunk.text:
-                released.append(chunk)  # stands before the stop string: it is no part of it
-                continue
             visible -= len(chunk.text)
             self._touched = False
             released.append(chunk)
