@@ -164,7 +164,7 @@ class BlobStore:
                 f"layer {digest} is {size:,} bytes long; at most {limit:,} are allowed", digest
             )
         with self.open(digest) as file:
-            data = file.read(limit + 1)
+            data = file.read(size + 1)
         if len(data) != size or digest_of(data) != digest:
             raise ModelCorrupt(
                 f"blob {digest} is damaged: it does not hash to its name; pull or create its model again",

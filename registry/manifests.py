@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -95,7 +96,7 @@ class ManifestFolder:
             known = self._known.get(path)
             if known is not None and known.stamp == stamp:
                 return known
-            if not 0 < found.st_size <= MANIFEST_LIMIT or not path.is_file():
+            if not 0 < found.st_size <= MANIFEST_LIMIT or not stat.S_ISREG(found.st_mode):
                 raise InvalidManifest(f"manifest of '{name}' is empty, too long or no file; pull it again")
             data = path.read_bytes()
         except FileNotFoundError:
