@@ -63,7 +63,7 @@ class Llama2c:
         return self._values[start : self._at].reshape(shape)
 
     def tensors(self) -> Tensors:
-        """Weights under GGUF's names; query and key rows are for interleaved pairs, as GGUF's Llama has them."""
+        """Weights under GGUF's names; query and key rows are for interleaved pairs, as in GGUF."""
         self._at = 0
         width, inner, layers = self.width, self.inner, self.layers
         keys = width // self.heads * self.kv_heads

@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from engines.decoder import weights
 from engines.decoder.cache import init_cache
-from engines.decoder.model import Batch, encode, forward, logits
+from engines.decoder.model import Batch, forward, logits
 from engines.decoder.weights.loading import LoadedModel
 from modelfiles.files import ModelFile
 

@@ -1,0 +1,152 @@
+"""Every family in every container against stored answers of transformers; no torch is needed here.
+
+Models and answers come from tests/parity/recipe.py and make_golden.py. Float32 against float32: 1e-4 of the
+largest logit, of which rounding in a different order uses about 1e-6.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engines.decoder import weights
+from engines.decoder.cache import init_cache
+from engines.decoder.model import Batch, forward, logits
+from engines.decoder.weights.loading import LoadedModel
+
+TESTS = Path(__file__).resolve().parents[2]
+GOLDEN = sorted(path.stem for path in (TESTS / "golden" / "logits").glob("*.npz"))
+TOLERANCE = 1e-4
+CHUNK = 16
+
+
+def load_recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("recipe", TESTS / "parity" / "recipe.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+recipe = load_recipe()
+
+
+QUICK = {"xla_backend_optimization_level": 0}  # compiling is what these tests spend their time on
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="cache", compiler_options=QUICK)
+def run(config: Any, params: Any, cache: Any, tokens: jax.Array, positions: jax.Array) -> Any:
+    """One chunk in slot 1 of a cache of two, beside a row of padding."""
+    both = Batch(
+        jnp.stack([jnp.zeros_like(tokens), tokens]),
+        jnp.stack([jnp.full_like(positions, -1), positions]),
+        jnp.array([0, 1], jnp.int32),
+    )
+    hidden, cache = forward(config, params, cache, both)
+    return logits(config, params, hidden[1]), cache
+
+
+def in_chunks(
+    model: LoadedModel, ids: np.ndarray[Any, Any], sizes: list[int], chunk: int
+) -> np.ndarray[Any, Any]:
+    """Logits [tokens, vocabulary] through the cache: `sizes` real tokens per pass, padded to `chunk`."""
+    cache = init_cache(model.config, 2, 256, jnp.float32, chunk=CHUNK)
+    out, start = [], 0
+    for size in sizes:
+        tokens, positions = np.zeros(chunk, np.int32), np.full(chunk, -1, np.int32)
+        tokens[:size] = ids[start : start + size]
+        positions[:size] = np.arange(start, start + size)
+        scores, cache = run(model.config, model.params, cache, jnp.asarray(tokens), jnp.asarray(positions))
+        out.append(np.asarray(scores)[:size])
+        start += size
+    return np.concatenate(out)
+
+
+def stored(family: str) -> tuple[dict[str, Any], Any, np.ndarray[Any, Any]]:
+    """config.json, weights by the recipe, and the stored logits."""
+    with np.load(TESTS / "golden" / "logits" / f"{family}.npz") as golden:
+        described, expected = json.loads(golden["model"].tobytes()), golden["logits"]
+    config = described["config"]
+    shifted = config["model_type"].removesuffix("_text") in recipe.SHIFTED
+    return config, recipe.make_tensors(described["shapes"], shifted), expected
+
+
+def relative(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("family", GOLDEN)
+def test_chunks_through_the_cache_equal_the_reference(family: str, tmp_path: Path) -> None:
+    config, tensors, expected = stored(family)
+    model = weights.load(recipe.write_folder(tmp_path, config, tensors))
+    ids = recipe.token_ids()
+    sizes = [CHUNK, 5, 1, CHUNK, 11, 1, 1, CHUNK, 7]
+    sizes += [CHUNK] * ((len(ids) - sum(sizes)) // CHUNK)
+    sizes += [len(ids) - sum(sizes)]
+    assert relative(in_chunks(model, ids, sizes, CHUNK), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", GOLDEN)
+def test_the_gguf_of_a_family_gives_the_same_weights(family: str, tmp_path: Path) -> None:
+    config, tensors, _ = stored(family)
+    if config["model_type"] not in recipe.GGUF_ARCHITECTURES:
+        pytest.skip(f"llama.cpp has no architecture that keeps every feature of {family}")
+    folder = weights.load(recipe.write_folder(tmp_path / "folder", config, tensors))
+    single = weights.load(recipe.write_gguf(tmp_path / "model.gguf", config, tensors))
+    mine, theirs = jax.tree.flatten(folder.params), jax.tree.flatten(single.params)
+    assert mine[1] == theirs[1]
+    for ours, other in zip(mine[0], theirs[0], strict=True):
+        np.testing.assert_allclose(ours, other, rtol=0, atol=1e-6)
+    same = {
+        "attention_scale",
+        "embedding_scale",
+        "layers",
+        "final_softcap",
+        "attention_softcap",
+        "activation",
+    }
+    different = {
+        name: (getattr(folder.config, name), getattr(single.config, name))
+        for name in same
+        if name != "layers" and getattr(folder.config, name) != pytest.approx(getattr(single.config, name))
+    }
+    assert not different
+    without_rope = [
+        [(layer.kind, layer.window, layer.head_dim, layer.kv_heads) for layer in model.config.layers]
+        for model in (folder, single)
+    ]
+    assert without_rope[0] == without_rope[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", GOLDEN)
+@pytest.mark.parametrize("container", ["folder", "gguf"])
+def test_decoding_step_by_step_equals_the_reference(family: str, container: str, tmp_path: Path) -> None:
+    config, tensors, expected = stored(family)
+    if container == "folder":
+        files = recipe.write_folder(tmp_path, config, tensors)
+    elif config["model_type"] in recipe.GGUF_ARCHITECTURES:
+        files = recipe.write_gguf(tmp_path / "model.gguf", config, tensors)
+    else:
+        pytest.skip(f"llama.cpp has no architecture that keeps every feature of {family}")
+    model = weights.load(files)
+    ids = recipe.token_ids()
+    cut = recipe.PROMPT
+    cache_sizes = [CHUNK] * (cut // CHUNK)
+    prefill = in_chunks(model, ids[:cut], cache_sizes, CHUNK)
+    assert relative(prefill, expected[:cut]) < TOLERANCE
+    steps = in_chunks(model, ids, [1] * len(ids), 1)
+    assert relative(steps, expected) < TOLERANCE
+    margin = np.diff(np.sort(expected[cut:], axis=-1)[:, -2:])[:, 0]
+    sure = margin > 1e-3
+    assert sure.mean() > 0.9
+    assert (steps[cut:].argmax(-1) == expected[cut:].argmax(-1))[sure].all()
