@@ -1,0 +1,90 @@
+// What Python sees: two XLA custom calls and a few C functions for packing, called through ctypes.
+#include <cstdint>
+
+#include "activations.h"
+#include "pack.h"
+#include "pool.h"
+#include "product.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace gemmule {
+namespace {
+
+ffi::Error check(int64_t format, int64_t inputs, int64_t outputs, size_t bytes) {
+  if (format < 0 || format >= kFormats) return ffi::Error::InvalidArgument("unknown format of packed weights");
+  const int64_t needed = groups_of(outputs) * group_bytes(static_cast<Format>(format), inputs);
+  if (static_cast<int64_t>(bytes) != needed) return ffi::Error::InvalidArgument("packed weights have another shape");
+  return ffi::Error::Success();
+}
+
+ffi::Error matmul(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::U8> packed, int64_t format,
+                  ffi::ResultBuffer<ffi::F32> out) {
+  const int64_t count = x.dimensions()[0], inputs = x.dimensions()[1], outputs = out->dimensions()[1];
+  if (ffi::Error error = check(format, inputs, outputs, packed.size_bytes()); error.failure()) return error;
+  product(best_path(), static_cast<Format>(format), x.typed_data(), count, inputs, packed.typed_data(), outputs,
+          out->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error rows(ffi::Buffer<ffi::U8> packed, ffi::Buffer<ffi::S32> ids, int64_t format, int64_t outputs,
+                ffi::ResultBuffer<ffi::F32> out) {
+  const int64_t inputs = out->dimensions()[1];
+  if (ffi::Error error = check(format, inputs, outputs, packed.size_bytes()); error.failure()) return error;
+  for (int64_t m = 0; m < static_cast<int64_t>(ids.element_count()); ++m) {
+    int64_t id = ids.typed_data()[m];  // clamped, as XLA's own gather does
+    id = id < 0 ? 0 : id >= outputs ? outputs - 1 : id;
+    unpack_row(static_cast<Format>(format), packed.typed_data(), id, inputs, out->typed_data() + m * inputs);
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace gemmule
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gemmule_matmul, gemmule::matmul,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
+                                  .Attr<int64_t>("format")
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gemmule_rows, gemmule::rows,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Attr<int64_t>("format")
+                                  .Attr<int64_t>("outputs")
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+extern "C" {
+
+const char* gemmule_path() { return gemmule::best_path().name; }
+
+void gemmule_set_threads(int32_t threads) { gemmule::set_threads(threads); }
+
+// The layout of a storage type's packed weights, or -1 where there is no kernel.
+int32_t gemmule_format(int32_t storage) { return gemmule::format_of(storage); }
+
+int64_t gemmule_packed_bytes(int32_t storage, int64_t outputs, int64_t inputs) {
+  const int32_t format = gemmule::format_of(storage);
+  if (format < 0 || inputs % gemmule::block_of(storage)) return -1;
+  return gemmule::groups_of(outputs) * gemmule::group_bytes(static_cast<gemmule::Format>(format), inputs);
+}
+
+void gemmule_pack(int32_t storage, const uint8_t* rows, int64_t outputs, int64_t inputs, uint8_t* out) {
+  gemmule::pack(storage, rows, outputs, inputs, out);
+}
+
+// One product on the path of this name, for checks; false where the processor has no such path.
+bool gemmule_product(const char* name, int32_t storage, const float* x, int64_t count, int64_t inputs,
+                     const uint8_t* packed, int64_t outputs, float* out) {
+  const gemmule::Path* path = gemmule::find_path(name);
+  if (!path) return false;
+  const auto format = static_cast<gemmule::Format>(gemmule::format_of(storage));
+  gemmule::product(*path, format, x, count, inputs, packed, outputs, out);
+  return true;
+}
+
+}  // extern "C"
