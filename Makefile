@@ -35,3 +35,6 @@ lock:
 	$(LOCK) -o requirements/cpu.txt
 	$(LOCK) -c requirements/cpu.txt --extra cuda -o requirements/cuda.txt
 	$(LOCK) -c requirements/cpu.txt --extra orbax --group dev -o requirements/dev.txt
+
+gpu-smoke: $(STAMP)
+	$(BIN)/python -m tests.gpu.smoke
