@@ -58,7 +58,8 @@ def _library() -> ctypes.CDLL | None:
         ctypes.c_void_p,
     ]
     for name in ("gemmule_matmul", "gemmule_rows"):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+        capsule = jax.ffi.pycapsule(getattr(library, name))  # type: ignore[no-untyped-call]
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     return library
 
 
@@ -106,14 +107,14 @@ def quantized_matmul(x: jax.Array, packed: jax.Array, block_type: str, shape: tu
     For all types but BF16 the activations are rounded to int8 with one scale for 32 inputs. A row's result
     is the same whatever other rows are computed with it.
     """
-    result = jax.ShapeDtypeStruct((x.shape[0], shape[0]), np.float32)
+    result = jax.ShapeDtypeStruct((x.shape[0], shape[0]), np.float32)  # type: ignore[no-untyped-call]
     product: jax.Array = jax.ffi.ffi_call("gemmule_matmul", result)(x, packed, format=_format(block_type))
     return product
 
 
 def quantized_rows(packed: jax.Array, block_type: str, shape: tuple[int, int], ids: jax.Array) -> jax.Array:
     """Rows `ids` int32 [M] of packed weights -> float32 [M, inputs]; ids outside are clamped."""
-    result = jax.ShapeDtypeStruct((ids.shape[0], shape[1]), np.float32)
+    result = jax.ShapeDtypeStruct((ids.shape[0], shape[1]), np.float32)  # type: ignore[no-untyped-call]
     rows: jax.Array = jax.ffi.ffi_call("gemmule_rows", result)(
         packed, ids, format=_format(block_type), outputs=np.int64(shape[0])
     )
@@ -132,10 +133,11 @@ def register_all() -> str | None:
     path = available()
     if path is None:
         return None
+    name = f"native-{path}"
     for block_type in BLOCK_TYPES:
-        ops.register("pack", block_type, "cpu", _packer(block_type), path)
-        ops.register("matmul", block_type, "cpu", _matmul(block_type), path)
-        ops.register("rows", block_type, "cpu", _rows(block_type), path)
+        ops.register("pack", block_type, "cpu", _packer(block_type), name)
+        ops.register("matmul", block_type, "cpu", _matmul(block_type), name)
+        ops.register("rows", block_type, "cpu", _rows(block_type), name)
     return path
 
 
