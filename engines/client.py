@@ -13,7 +13,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from engines.base import (
     EncodeOutput,
@@ -396,8 +396,7 @@ class _Link(asyncio.Protocol):
         self._heard = self._loop.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's is one by duck type only
 
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()

@@ -1,0 +1,90 @@
+"""Everything one server has, made in one place and ended in one place.
+
+`Gateway.open` wires store, sandbox, manager and service from settings; routes find it as
+`request.app.state.gateway`. Called by `server`, by tests and by nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+
+from engines.base import LoadProgress
+from gateway.auth import Authority, read_keys
+from gateway.catalog import Catalog, ServedModel
+from gateway.errors import ShuttingDown
+from gateway.manager import LoadPlan, ModelManager, Runner
+from gateway.memory import Device
+from gateway.metrics import Metrics
+from gateway.planning import Planner
+from gateway.sandbox import Sandbox
+from gateway.service import Service
+from gateway.settings import Settings
+from registry.store import Store
+
+
+class Gateway:
+    """The parts, by name. `draining` is set while the server finishes what runs and takes nothing new."""
+
+    def __init__(
+        self, settings: Settings, store: Store, device: Device, built_in: Mapping[str, ServedModel]
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.device = device
+        self.authority = Authority(read_keys(settings), settings.anonymous)
+        self.sandbox = Sandbox(settings.sandbox_workers)
+        self.catalog = Catalog(store, self.sandbox, settings.aliases, built_in)
+        self.manager = ModelManager(
+            start_runner,
+            budget=device.budget,
+            max_loaded=settings.max_loaded,
+            max_queue=settings.max_queue,
+            clock=time.monotonic,
+        )
+        self.metrics = Metrics(self.manager.loaded)
+        planner = Planner(self.sandbox, settings, device)
+        self.service = Service(self.catalog, self.manager, self.sandbox, planner, self.metrics)
+        self.draining = False
+        self._janitor: asyncio.Task[None] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        settings: Settings,
+        device: Device,
+        built_in: Mapping[str, ServedModel] | None = None,
+    ) -> Gateway:
+        """A gateway over the stores of `settings`. `built_in` are models that lie in no store."""
+        extra = [folder for folder in settings.extra_stores if (folder / "manifests").is_dir()]
+        store = Store.open(settings.models, extra)
+        return cls(settings, store, device, built_in or {})
+
+    async def start(self) -> None:
+        """Begins to expire idle models; called on the loop that serves."""
+        self._janitor = asyncio.ensure_future(self.manager.run())
+
+    def check_open(self) -> None:
+        """Raises `ShuttingDown` once the server drains."""
+        if self.draining:
+            raise ShuttingDown
+
+    async def close(self) -> None:
+        """Ends runners and workers; running streams get their last event."""
+        self.draining = True
+        if self._janitor is not None:
+            self._janitor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._janitor
+        await self.manager.close()
+        await self.sandbox.close()
+
+
+async def start_runner(plan: LoadPlan, on_progress: Callable[[LoadProgress], None]) -> Runner:
+    """Executes the runner that `plan` asks for."""
+    from engines.client import RunnerClient
+    from engines.process import runner_command
+
+    return await RunnerClient.start(plan.load, command=runner_command(plan.engine), on_progress=on_progress)

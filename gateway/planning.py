@@ -1,0 +1,96 @@
+"""How a model is to be loaded: device, context, slots and the bytes that takes, all before a runner starts.
+
+Arithmetic on what the files' headers say, done in a sandbox worker and remembered. Called by `service`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from engines.base import AdapterFiles, Limits, LoadRequest
+from gateway.catalog import ServedModel
+from gateway.manager import LoadPlan
+from gateway.memory import Device
+from gateway.sandbox import Sandbox
+from gateway.sandbox_worker import Measure, Measured
+from gateway.settings import Settings
+
+AUTOMATIC_SLOTS = {"cpu": 8, "gpu": 16}
+AUTOMATIC_CONTEXT = {"cpu": 8192, "gpu": 32768}
+"""Longest context taken without being asked: more would fill the memory with a cache hardly anyone uses."""
+
+AUTOMATIC_SHARE = 0.5
+"""Of the budget, for one model whose context nobody chose: another one should still fit."""
+
+SCRIPTED_MEMORY = 2**20
+SCRIPTED_SLOTS = 64
+SCRIPTED_CONTEXT = 131_072
+REMEMBERED = 256
+
+
+class Planner:
+    """Plans loads on one device."""
+
+    def __init__(self, sandbox: Sandbox, settings: Settings, device: Device) -> None:
+        self._sandbox = sandbox
+        self._settings = settings
+        self._device = device
+        self._known: OrderedDict[tuple[str, int], Measured] = OrderedDict()
+
+    async def plan(
+        self, model: ServedModel, num_ctx: int | None = None, keep_alive: float | None = None
+    ) -> LoadPlan:
+        """The plan for `model`; a context that does not fit is cut to the longest that does."""
+        measured = await self._measure(model, self._wanted(model, num_ctx))
+        adapters = tuple(AdapterFiles(files[0].digest, files) for files in model.adapters)
+        load = LoadRequest(
+            files=model.files,
+            limits=Limits(measured.slots, measured.context),
+            device=self._device.kind,
+            device_index=self._device.index,
+            memory_bytes=measured.memory_bytes,
+            threads=self._settings.threads,
+            adapters=adapters,
+            compile_cache=str(self._settings.state / "compiled"),
+            kv_type=self._settings.kv_type,
+        )
+        return LoadPlan(
+            key=":".join([model.weights_digest, *(adapter.name for adapter in adapters)]),
+            name=model.name,
+            load=load,
+            memory_bytes=measured.memory_bytes,
+            keep_alive=self._settings.keep_alive if keep_alive is None else keep_alive,
+            engine=model.engine,
+        )
+
+    async def context(self, model: ServedModel, num_ctx: int | None) -> int:
+        """The context, in tokens, that the model would be loaded with."""
+        return (await self._measure(model, self._wanted(model, num_ctx))).context
+
+    def _wanted(self, model: ServedModel, num_ctx: int | None) -> int:
+        """The context somebody chose, the nearest one first; 0 when nobody did."""
+        return int(num_ctx or model.parameters.get("num_ctx") or self._settings.context or 0)
+
+    async def _measure(self, model: ServedModel, wanted: int) -> Measured:
+        if model.engine == "scripted":
+            slots = self._settings.parallel or SCRIPTED_SLOTS
+            return Measured(slots, min(wanted or SCRIPTED_CONTEXT, SCRIPTED_CONTEXT), SCRIPTED_MEMORY)
+        key = (model.weights_digest, wanted)
+        if key not in self._known:
+            self._known[key] = await self._sandbox.call(self._question(model, wanted), Measured)
+            while len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        return self._known[key]
+
+    def _question(self, model: ServedModel, wanted: int) -> Measure:
+        kind = self._device.kind
+        chosen = self._settings.parallel
+        slots = (chosen,) if chosen else tuple(AUTOMATIC_SLOTS[kind] // 2**power for power in range(4))
+        return Measure(
+            files=model.files,
+            slots=slots,
+            wanted=wanted or AUTOMATIC_CONTEXT[kind],
+            budget=self._device.budget if wanted else int(self._device.budget * AUTOMATIC_SHARE),
+            most=self._device.budget,
+            kv_type=self._settings.kv_type or "bf16",
+        )

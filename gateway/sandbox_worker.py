@@ -1,0 +1,447 @@
+"""The worker's side of the sandbox: an allow-list of pure functions, their arguments and results as values.
+
+Runs as `python -m gateway.sandbox_worker FD`, limits itself before the first call, and never sees an
+environment, a network or a file it was not told to read. The gateway imports this module only for the
+frozen dataclasses; everything heavy is imported when a call needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from engines.base import Grammar
+from modelfiles.description import ModelDescription
+from modelfiles.files import ModelFile
+from modelfiles.messages import Message, Role, TextPart, ToolCall, ToolSpec
+from modelfiles.templates.source import ChatPrompt, TemplateSource
+from modelfiles.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from modelfiles.tokenizer import Tokenizer
+
+HEADER = struct.Struct(">I")
+MAX_FRAME = 256 * 2**20
+PRIVATE_MEMORY = 3 * 2**30
+"""Bytes of private memory a worker may have. Mapped weight files do not count (RLIMIT_AS counts them)."""
+TOKENIZERS_KEPT = 4
+LEAST_CONTEXT = 2048
+"""A context below this is worth giving up sequences for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`call` names a class below; `body` is its value; `seconds` the processor time it may take."""
+
+    call: str
+    body: bytes
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A value, or the class name and text of the error the function raised."""
+
+    value: bytes = b""
+    error: str | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A `Message` that holds text only, as it travels."""
+
+    role: Role
+    text: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    thinking: str | None = None
+
+    @classmethod
+    def of(cls, message: Message) -> Turn:
+        """The text of `message`; the caller has refused media already."""
+        return cls(
+            message.role,
+            message.text,
+            message.tool_calls,
+            message.tool_call_id,
+            message.name,
+            message.thinking,
+        )
+
+    def message(self) -> Message:
+        parts = (TextPart(self.text),) if self.text else ()
+        return Message(self.role, parts, self.tool_calls, self.tool_call_id, self.name, self.thinking)
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """What the weight files say about themselves -> `ModelDescription`."""
+
+    files: tuple[ModelFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GetVocabulary:
+    """The table of tokens -> `Vocabulary`. `digest` is the key under which the tokenizer is remembered."""
+
+    files: tuple[ModelFile, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Which template, convention and abilities a model has -> `Inspected`."""
+
+    description: ModelDescription
+    template: str | None
+    names: dict[str, int]
+    claimed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    template: TemplateSource
+    capabilities: tuple[str, ...]
+    convention: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How to load files into `budget` bytes (`most` when that is too little) -> `Measured`.
+
+    `slots` are the numbers of sequences to try, the most welcome first; `wanted` tokens of context are given
+    if they fit, else as many as do.
+    """
+
+    files: tuple[ModelFile, ...]
+    slots: tuple[int, ...]
+    wanted: int
+    budget: int
+    most: int
+    kv_type: Literal["bf16", "f32", "int8"] = "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Sequences at once, tokens each, and the bytes both take with the weights."""
+
+    slots: int
+    context: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareChat:
+    """Renders a conversation and encodes it -> `Prepared`."""
+
+    files: tuple[ModelFile, ...]
+    digest: str
+    template: TemplateSource
+    turns: tuple[Turn, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    think: bool | str | None = None
+    continue_final: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareCompletion:
+    """Renders one user turn, with a suffix the place between two texts, and encodes it -> `Prepared`."""
+
+    files: tuple[ModelFile, ...]
+    digest: str
+    template: TemplateSource
+    prompt: str
+    system: str = ""
+    suffix: str = ""
+    think: bool | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The prompt as people read it and as the engine takes it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenize:
+    """Token ids of a text -> list of ids; `special` lets names of control tokens become their ids."""
+
+    files: tuple[ModelFile, ...]
+    digest: str
+    text: str
+    add_bos: bool = False
+    special: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Detokenize:
+    """Text of token ids -> str."""
+
+    files: tuple[ModelFile, ...]
+    digest: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckTemplate:
+    """Whether a template can be parsed -> True, or its error."""
+
+    template: TemplateSource
+
+
+@dataclass(frozen=True, slots=True)
+class CheckGrammar:
+    """Whether a grammar can be compiled -> True, or its error."""
+
+    grammar: Grammar
+
+
+class _Tokenizers:
+    """The tokenizers used last, by weights digest: loading one costs up to a second, using it nothing."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Tokenizer] = OrderedDict()
+
+    def get(self, files: tuple[ModelFile, ...], digest: str) -> Tokenizer:
+        if digest not in self._kept:
+            from modelfiles.tokenizer import load_tokenizer
+
+            self._kept[digest] = load_tokenizer(files)
+            while len(self._kept) > TOKENIZERS_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(digest)
+        return self._kept[digest]
+
+
+_tokenizers = _Tokenizers()
+
+
+def describe_files(call: Describe) -> ModelDescription:
+    from modelfiles.describe import describe
+
+    return describe(call.files)
+
+
+def get_vocabulary(call: GetVocabulary) -> Vocabulary:
+    return _tokenizers.get(call.files, call.digest).vocabulary()
+
+
+def inspect_model(call: Inspect) -> Inspected:
+    from modelfiles.capabilities import capabilities
+
+    from modelfiles.outputs.parser import convention_for
+    from modelfiles.templates.builtin import choose_template
+
+    description = call.description
+    template = choose_template(description.chat_template, call.template, description.architecture, call.names)
+    found = capabilities(description, template, call.claimed)
+    return Inspected(template, tuple(found), convention_for(template.text, description.architecture))
+
+
+def measure(call: Measure) -> Measured:
+    """Fewer sequences before a shorter context; the smallest load there is when nothing fits."""
+    from engines.decoder.params import largest_context, memory_needed
+
+    context = 0
+    for budget in (call.budget, call.most):
+        for slots in call.slots:
+            context = min(call.wanted, largest_context(call.files, slots, budget, call.kv_type))
+            if context >= min(call.wanted, LEAST_CONTEXT):
+                return Measured(slots, context, memory_needed(call.files, slots, context, call.kv_type))
+    slots, context = call.slots[-1], max(context, 1)
+    return Measured(slots, context, memory_needed(call.files, slots, context, call.kv_type))
+
+
+def prepare_chat(call: PrepareChat) -> Prepared:
+    from modelfiles.templates.chat import render_chat
+    from modelfiles.templates.guard import control_strings, encode_rendered
+
+    tokenizer = _tokenizers.get(call.files, call.digest)
+    prompt = ChatPrompt(
+        template=call.template,
+        messages=tuple(turn.message() for turn in call.turns),
+        tools=call.tools,
+        think=call.think,
+        bos_token=tokenizer.bos_token or "",
+        eos_token=tokenizer.eos_token or "",
+        control_strings=_control_strings(call.digest, lambda: control_strings(tokenizer.vocabulary())),
+        continue_final=call.continue_final,
+        kwargs=call.kwargs,
+    )
+    token_ids, text = encode_rendered(tokenizer, render_chat(prompt))
+    return Prepared(text, tuple(token_ids))
+
+
+def prepare_completion(call: PrepareCompletion) -> Prepared:
+    from modelfiles.templates.chat import render_completion
+    from modelfiles.templates.guard import control_strings, encode_rendered
+
+    tokenizer = _tokenizers.get(call.files, call.digest)
+    rendered = render_completion(
+        call.template,
+        call.system,
+        call.prompt,
+        call.suffix,
+        think=call.think,
+        bos_token=tokenizer.bos_token or "",
+        eos_token=tokenizer.eos_token or "",
+        control_strings=_control_strings(call.digest, lambda: control_strings(tokenizer.vocabulary())),
+    )
+    token_ids, text = encode_rendered(tokenizer, rendered)
+    return Prepared(text, tuple(token_ids))
+
+
+_known_control_strings: dict[str, tuple[str, ...]] = {}
+
+
+def _control_strings(digest: str, compute: Callable[[], frozenset[str]]) -> tuple[str, ...]:
+    if digest not in _known_control_strings:
+        if len(_known_control_strings) >= 4 * TOKENIZERS_KEPT:
+            _known_control_strings.clear()
+        _known_control_strings[digest] = tuple(compute())
+    return _known_control_strings[digest]
+
+
+def tokenize(call: Tokenize) -> list[int]:
+    tokenizer = _tokenizers.get(call.files, call.digest)
+    return tokenizer.encode(call.text, add_bos=call.add_bos, parse_special=call.special)
+
+
+def detokenize(call: Detokenize) -> str:
+    tokenizer = _tokenizers.get(call.files, call.digest)
+    size = len(_vocabulary_size(call.digest, tokenizer))
+    wrong = next((token_id for token_id in call.token_ids if token_id >= size), None)
+    if wrong is not None:
+        raise ValueError(f"token id {wrong} is not in the vocabulary of {size} tokens")
+    return tokenizer.decode(call.token_ids)
+
+
+@lru_cache(maxsize=TOKENIZERS_KEPT)
+def _vocabulary_size(digest: str, tokenizer: Tokenizer) -> range:
+    return range(len(tokenizer.vocabulary().token_bytes))
+
+
+def check_template_source(call: CheckTemplate) -> bool:
+    from modelfiles.templates.chat import check_template
+
+    check_template(call.template)
+    return True
+
+
+def check_grammar_source(call: CheckGrammar) -> bool:
+    from engines.grammar import check_grammar
+
+    check_grammar(call.grammar)
+    return True
+
+
+CALLS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
+    function_type.__name__: (function_type, function)
+    for function_type, function in (
+        (Describe, describe_files),
+        (GetVocabulary, get_vocabulary),
+        (Inspect, inspect_model),
+        (Measure, measure),
+        (PrepareChat, prepare_chat),
+        (PrepareCompletion, prepare_completion),
+        (Tokenize, tokenize),
+        (Detokenize, detokenize),
+        (CheckTemplate, check_template_source),
+        (CheckGrammar, check_grammar_source),
+    )
+}
+"""Everything a worker can be asked to do."""
+
+
+def answer(request: Request) -> Reply:
+    """Runs one call; whatever it raises becomes a reply, except running out of time or memory."""
+    kind, function = CALLS[request.call]
+    try:
+        call = msgspec.msgpack.decode(request.body, type=kind)
+        return Reply(msgspec.msgpack.encode(function(call)))
+    except MemoryError:
+        raise
+    except RecursionError:
+        return Reply(error="RecursionError", message="the input is nested too deeply")
+    except Exception as error:
+        return Reply(error=type(error).__name__, message=str(error)[:4000] or type(error).__name__)
+
+
+def serve(connection: socket.socket) -> None:
+    """Answers requests until the gateway closes its end."""
+    stream = connection.makefile("rb", buffering=2**16)
+    while header := stream.read(HEADER.size):
+        (length,) = HEADER.unpack(header)
+        if length > MAX_FRAME:
+            return
+        request = msgspec.msgpack.decode(stream.read(length), type=Request)
+        limit_processor_time(request.seconds)
+        body = msgspec.msgpack.encode(answer(request))
+        connection.sendall(HEADER.pack(len(body)) + body)
+
+
+def limit_process() -> None:
+    """Bounds private memory, core files and descriptors, and leaves the network where the system allows."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        kind = resource.RLIMIT_DATA if sys.platform == "linux" else resource.RLIMIT_AS
+        resource.setrlimit(kind, (PRIVATE_MEMORY, PRIVATE_MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+    if sys.platform == "linux":
+        _leave_network()
+        _die_with_parent()
+
+
+def limit_processor_time(seconds: float) -> None:
+    """Lets the process use `seconds` more of processor time (plus one) before the system ends it."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        limit = int(used.ru_utime + used.ru_stime + seconds) + 2
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+
+
+def _leave_network() -> None:
+    """A network of its own with nothing in it; needs a privilege or user namespaces, so it may not work."""
+    import ctypes
+
+    new_net, new_user = 0x40000000, 0x10000000
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(new_net) != 0 and os.geteuid() != 0:
+            libc.unshare(new_user | new_net)
+
+
+def _die_with_parent() -> None:
+    import ctypes
+    import signal
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def main() -> None:
+    limit_process()
+    serve(socket.socket(fileno=int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Frames events for the wire: SSE for `/v1`, NDJSON for `/api`; keep-alives, breaking off, line limits.
+
+Knows bytes and connections, not dialects: a dialect brings an `Encoder`. A stream that fails says so in its
+last event *and* leaves the response unterminated, because some clients notice only one of the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from sse_starlette.sse import AppStatus, EventSourceResponse
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from gateway.errors import Fault, describe
+from gateway.types import Event, Failed
+
+KEEP_ALIVE = b": keepalive\n"
+"""One comment line without a blank one: clients exist that choke on `: ping` or on an empty event."""
+
+KEEP_ALIVE_SECONDS = 10.0
+DONE = b"data: [DONE]\n\n"
+MAX_EVENT_TEXT = 6 * 1024
+"""Characters of text in one event: six bytes each when escaped stay below the 48 KiB all clients take."""
+
+AppStatus.disable_automatic_graceful_drain()  # gateway.server drains streams itself, with a last event
+
+encode_json = msgspec.json.Encoder().encode
+log = logging.getLogger("gemmule.gateway")
+Result = TypeVar("Result")
+
+
+class StreamBroken(Exception):
+    """Raised out of a response body after its error event, so that the connection ends unterminated."""
+
+
+class ClientGone(Exception):
+    """The caller closed the connection before its answer was ready."""
+
+
+class Encoder(Protocol):
+    """Turns events into bytes of one dialect; `fail` is the last thing a broken stream says."""
+
+    def push(self, event: Event) -> bytes: ...
+
+    def finish(self) -> bytes: ...
+
+    def fail(self, fault: Fault) -> bytes: ...
+
+
+def sse(value: Any) -> bytes:
+    """One event on one `data:` line."""
+    return b"data: " + encode_json(value) + b"\n\n"
+
+
+def sse_named(name: str, value: Any) -> bytes:
+    """One event with an `event:` line, as the Responses and Anthropic dialects have them."""
+    return b"event: " + name.encode() + b"\ndata: " + encode_json(value) + b"\n\n"
+
+
+def ndjson(value: Any) -> bytes:
+    """One compact JSON object and a newline."""
+    return bytes(encode_json(value)) + b"\n"
+
+
+def split_text(text: str, limit: int = MAX_EVENT_TEXT) -> Iterable[str]:
+    """`text` in pieces that each fit one event: nearly always the text itself."""
+    if len(text) <= limit:
+        return (text,)
+    return (text[start : start + limit] for start in range(0, len(text), limit))
+
+
+async def encoded(events: AsyncIterator[Event], encoder: Encoder) -> AsyncIterator[bytes]:
+    """The bytes of a stream; closes `events` however it ends; raises `StreamBroken` after a failure."""
+    async with contextlib.aclosing(events):  # type: ignore[type-var]
+        error: Exception | None = None
+        try:
+            async for event in events:
+                if isinstance(event, Failed):
+                    error = event.error
+                    break
+                if data := encoder.push(event):
+                    yield data
+        except Exception as raised:
+            error = raised
+        if error is None:
+            yield encoder.finish()
+            return
+    yield encoder.fail(describe(error))
+    raise StreamBroken(str(error))
+
+
+class EventStream(EventSourceResponse):
+    """An SSE response over an iterator of ready-made events (bytes)."""
+
+    def __init__(self, body: AsyncIterator[bytes], headers: dict[str, str] | None = None) -> None:
+        super().__init__(
+            body,
+            headers=headers,
+            media_type="text/event-stream; charset=utf-8",
+            ping=KEEP_ALIVE_SECONDS,
+            sep="\n",
+            ping_message_factory=lambda: KEEP_ALIVE,  # type: ignore[arg-type, return-value]
+        )
+
+
+class LineStream(StreamingResponse):
+    """An NDJSON response; it has no keep-alive, because a blank line breaks every client."""
+
+    media_type = "application/x-ndjson"
+
+
+class JSONReply(Response):
+    """A whole JSON reply, encoded by msgspec; takes plain values and msgspec-encodable ones."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return bytes(encode_json(content))
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, cancelled at once (`ClientGone`) when the caller hangs up before it is ready."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        watcher.cancel()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
