@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from engines.decoder.attention import attend_batch, attend_cache, rotate, rotations
 from engines.decoder.cache import Cache, LayerCache, longest_chunk, write
-from engines.decoder.config import Activation, DecoderConfig, LayerConfig, Rope
+from engines.decoder.config import Activation, DecoderConfig, Experts, LayerConfig, Rope
+from engines.decoder.experts import route, run_experts
 from engines.decoder.quant import QuantizedMatrix, matmul, take_rows
 
 Params = Mapping[str, Any]
@@ -250,7 +251,20 @@ def _feed_forward_block(
     normal = rms_norm(hidden, weights["ffn_norm"], config.norm_epsilon)
     gate = activate(config.activation, matmul(normal, weights["gate"]))  # [B, T, F]
     out = matmul(gate * matmul(normal, weights["up"]), weights["down"])
+    if layer.experts is not None:
+        dense = rms_norm(out, weights["post_dense_norm"], config.norm_epsilon)
+        out = dense + _experts_branch(config, layer.experts, weights, hidden)
     return _post_norm(config, weights, "post_ffn_norm", out)
+
+
+def _experts_branch(config: DecoderConfig, experts: Experts, weights: Params, hidden: jax.Array) -> jax.Array:
+    """What Gemma 4's experts add beside the dense network [B, T, D]; the router reads the bare residual."""
+    flat = hidden.reshape(-1, config.width)
+    routed = rms_norm(flat, weights["router_scale"], config.norm_epsilon) * config.width**-0.5
+    chosen, shares = route(matmul(routed, weights["router"]), weights["expert_scale"], experts)
+    normal = rms_norm(flat, weights["pre_experts_norm"], config.norm_epsilon)
+    out = run_experts(normal, chosen, shares, weights, experts, ACTIVATIONS[config.activation])
+    return rms_norm(out, weights["post_experts_norm"], config.norm_epsilon).reshape(hidden.shape)
 
 
 # Per-layer embeddings (Gemma 3n and 4) ------------------------------------------------------------------

@@ -8,7 +8,7 @@ loader (`place`). Knows nothing of layers or files.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -65,6 +65,12 @@ def take_rows(matrix: QuantizedMatrix, ids: jax.Array) -> jax.Array:
 def to_float(matrix: QuantizedMatrix) -> jax.Array:
     """The whole matrix as float32 [out, in] (checks and tests)."""
     return take_rows(matrix, jnp.arange(matrix.shape[0], dtype=jnp.int32))
+
+
+def select(stack: QuantizedMatrix, index: jax.Array) -> QuantizedMatrix:
+    """One matrix of a stack made by `place_stack`; `index` is a traced scalar."""
+    chosen = tuple(jax.lax.dynamic_index_in_dim(array, index, 0, keepdims=False) for array in stack.data)
+    return replace(stack, data=chosen)
 
 
 # Products -----------------------------------------------------------------------------------------------
@@ -164,6 +170,18 @@ def place(
     host = _HOST_FORMS[layout](rows, block_type, shape, platform)
     data = tuple(jax.device_put(array, device) for array in host)
     return QuantizedMatrix(data, block_type, layout, shape, platform)
+
+
+def place_stack(
+    rows: Rows, block_type: str, shape: tuple[int, int, int], device: jax.Device
+) -> QuantizedMatrix:
+    """Puts a stack of matrices [count, out, in] on a device, for `select`; `rows` [count, out, row bytes]."""
+    platform = "cpu" if device.platform == "cpu" else "gpu"
+    layout = layout_for(block_type, platform, look_up=False)
+    single = (shape[1], shape[2])
+    forms = [_HOST_FORMS[layout](one, block_type, single, platform) for one in rows]
+    data = tuple(jax.device_put(np.stack(parts), device) for parts in zip(*forms, strict=True))
+    return QuantizedMatrix(data, block_type, layout, single, platform)
 
 
 def _native_host(rows: Rows, block_type: str, shape: tuple[int, int], platform: str) -> tuple[Any, ...]:

@@ -50,6 +50,19 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 
+GEMMA4: dict[str, Any] = TEXT | {
+    "sliding_window": 8,
+    "global_head_dim": 32,
+    "final_logit_softcapping": 6.0,
+}
+GEMMA4_BIG: dict[str, Any] = GEMMA4 | {
+    "num_hidden_layers": 3,
+    "layer_types": KINDS3,
+    "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+}
+
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("Gemma", TEXT | {"num_hidden_layers": 2, "num_key_value_heads": 1}),
     "gemma2": (
@@ -73,6 +86,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": ROPES3,
         },
     ),
+    "gemma4_small": (
+        "Gemma4",
+        GEMMA4
+        | {
+            "num_hidden_layers": 7,
+            "layer_types": [*KINDS3, "sliding_attention", *KINDS3],
+            "num_kv_shared_layers": 3,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 64,
+        },
+    ),
+    "gemma4_dense": ("Gemma4", GEMMA4_BIG),
+    "gemma4_moe": (
+        "Gemma4",
+        GEMMA4_BIG
+        | {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 24},
+    ),
     "llama": ("Llama", TEXT | {"num_hidden_layers": 2, "tie_word_embeddings": False}),
     "llama3": (
         "Llama",
@@ -89,6 +120,7 @@ GGUF_ARCHITECTURES = {
     "gemma": gguf.MODEL_ARCH.GEMMA,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "gemma4_text": gguf.MODEL_ARCH.GEMMA4,
     "llama": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
@@ -166,8 +198,7 @@ def write_gguf(path: Path, config: Mapping[str, Any], tensors: Tensors, kind: st
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     for name, array in tensors.items():
         converted = _as_converted(name, array, config, model_type)
-        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert found, f"gguf has no name for {name}"
+        found = _gguf_name(name, names)
         blocks = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
         if converted.ndim == 1 or converted.shape[-1] % blocks:
             writer.add_tensor(found, converted.astype(np.float32))
@@ -177,6 +208,12 @@ def write_gguf(path: Path, config: Mapping[str, Any], tensors: Tensors, kind: st
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(rope, config["head_dim"]))
+    if model_type == "gemma4_text":
+        pairs = (
+            config["per_layer_config"][str(config["layer_types"].index("full_attention"))]["head_dim"] // 2
+        )
+        turned = np.arange(pairs) < pairs // 4
+        writer.add_tensor("rope_freqs.weight", np.where(turned, 1.0, 1e30).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -184,16 +221,63 @@ def write_gguf(path: Path, config: Mapping[str, Any], tensors: Tensors, kind: st
     return [ModelFile("weights", path.name, str(path), "sha256:" + "0" * 64, path.stat().st_size)]
 
 
+GGUF_SCALES = {
+    "layer_scalar": "blk.{}.layer_output_scale.weight",
+    "router.scale": "blk.{}.ffn_gate_inp.scale",
+    "router.per_expert_scale": "blk.{}.ffn_down_exps.scale",
+    "experts.gate_up_proj": "blk.{}.ffn_gate_up_exps.weight",
+    "experts.down_proj": "blk.{}.ffn_down_exps.weight",
+}
+"""Gemma 4's tensors without a suffix, which llama.cpp's converter names itself."""
+
+
+def _gguf_name(name: str, names: Any) -> str:
+    for ending, pattern in GGUF_SCALES.items():
+        if name.endswith(ending):
+            return pattern.format(name.split(".")[2])
+    found: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    assert found, f"gguf has no name for {name}"
+    return found
+
+
+def _add_gemma4(writer: Any, config: Mapping[str, Any]) -> None:
+    """Global layers have wider heads and may have fewer; the last layers share keys and may be wider."""
+    slides = [kind == "sliding_attention" for kind in config["layer_types"]]
+    own = config["per_layer_config"][str(slides.index(False))]
+    writer.add_key_length(own["head_dim"])
+    writer.add_value_length(own["head_dim"])
+    writer.add_key_length_swa(config["head_dim"])
+    writer.add_value_length_swa(config["head_dim"])
+    few = own.get("num_key_value_heads", config["num_key_value_heads"])
+    writer.add_head_count_kv([config["num_key_value_heads"] if one else few for one in slides])
+    shared = config["num_kv_shared_layers"]
+    wide = 2 if config["use_double_wide_mlp"] else 1
+    count, inner = config["num_hidden_layers"], config["intermediate_size"]
+    writer.add_feed_forward_length([inner * (wide if at >= count - shared else 1) for at in range(count)])
+    writer.add_shared_kv_layers(shared)
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_sliding_window_pattern(slides)
+    writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"])
+    writer.add_rope_freq_base_swa(config["rope_parameters"]["sliding_attention"]["rope_theta"])
+    if config["enable_moe_block"]:
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["top_k_experts"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+
+
 def add_metadata(writer: Any, config: Mapping[str, Any]) -> None:
     """The keys llama.cpp's converter writes for these families."""
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
+    if config["model_type"] == "gemma4_text":
+        _add_gemma4(writer, config)
+    else:
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     rope = config.get("rope_parameters") or {}
     own = rope.get("full_attention", rope)

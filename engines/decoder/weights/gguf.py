@@ -45,6 +45,7 @@ def read(files: Sequence[ModelFile]) -> Headers:
     expected = int(first.metadata.get("split.tensors.count", len(found)))
     if expected != len(found):
         raise WeightsError(f"the split model has {expected} tensors, but its files hold {len(found)}")
+    _join_experts(found)
     shapes = {name: tensor.shape for name, tensor in found.items()}
     config = _with_rope_factors(DecoderConfig.from_gguf(first.metadata, shapes), found)
     return _bound(config, first.architecture, found)
@@ -58,6 +59,22 @@ def _stored(file: GgufFile, tensor: GgufTensor) -> Stored:
 def _read(file: GgufFile, tensor: GgufTensor) -> Rows:
     width = row_bytes(tensor.shape, tensor.ggml_type.name)
     return file.data(tensor.name).reshape(*tensor.shape[:-1], width)
+
+
+def _join_experts(found: dict[str, Stored]) -> None:
+    """Files that keep the experts' gates and ups apart get the joint tensor of the others, made when read."""
+    for name in [name for name in found if name.endswith(".ffn_gate_exps.weight")]:
+        prefix = name.removesuffix("ffn_gate_exps.weight")
+        gate, up = found.pop(name), found.pop(prefix + "ffn_up_exps.weight", None)
+        if up is None or up.shape != gate.shape or up.block_type != gate.block_type:
+            raise WeightsError(f"tensor {prefix + 'ffn_up_exps.weight'!r} does not fit {name!r}")
+        joint = prefix + "ffn_gate_up_exps.weight"
+        shape = (gate.shape[0], 2 * gate.shape[1], gate.shape[2])
+        found[joint] = Stored(joint, shape, gate.block_type, partial(_read_joint, gate, up))
+
+
+def _read_joint(gate: Stored, up: Stored) -> Rows:
+    return np.concatenate([gate.read(), up.read()], axis=1)
 
 
 def _with_rope_factors(config: DecoderConfig, found: Mapping[str, Stored]) -> DecoderConfig:

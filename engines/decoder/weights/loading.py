@@ -15,7 +15,7 @@ from engines.decoder import ops
 from engines.decoder.blocks import dequantize
 from engines.decoder.config import DecoderConfig
 from engines.decoder.params import ParamSpec, param_specs
-from engines.decoder.quant import QuantizedMatrix, place
+from engines.decoder.quant import QuantizedMatrix, place, place_stack
 from engines.decoder.weights import Progress
 from engines.decoder.weights.headers import Headers, Stored, read_headers
 from modelfiles.files import ModelFile
@@ -75,6 +75,9 @@ def _place(spec: ParamSpec, tensor: Stored, norm_offset: float, device: jax.Devi
         shape = (spec.shape[0], spec.shape[1])
         flat = rows.reshape(shape[0], -1)
         return place(flat, tensor.block_type, shape, device, look_up=spec.role == "embedding")
+    if spec.role == "experts":
+        stack = (spec.shape[0], spec.shape[1], spec.shape[2])
+        return place_stack(rows.reshape(*stack[:2], -1), tensor.block_type, stack, device)
     values = dequantize(rows, tensor.block_type).reshape(spec.shape)
     if spec.role == "norm":
         values = values + np.float32(norm_offset)
