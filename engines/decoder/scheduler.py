@@ -227,12 +227,12 @@ class Scheduler:
 
         while self._free and self._waiting:
             able = (each for each in sorted(self._waiting, key=urgency) if not self._should_wait(each))
-            sequence = next(able, None)
-            if sequence is None:
+            first = next(able, None)
+            if first is None:
                 return
-            self._waiting.remove(sequence)
-            owners[sequence.owner] = owners.get(sequence.owner, 0) + 1
-            copy = self._place(sequence)
+            self._waiting.remove(first)
+            owners[first.owner] = owners.get(first.owner, 0) + 1
+            copy = self._place(first)
             if copy is not None:
                 yield copy
 
