@@ -194,7 +194,9 @@ class ModelManager:
         entry.users += weight
         entry.names[plan.name] = None
         try:
-            runner = entry.runner or await asyncio.shield(entry.loading)
+            runner = entry.runner
+            if runner is None:
+                runner = await asyncio.shield(entry.loading)
         except BaseException as error:
             self._release(entry, weight, None)
             if isinstance(error, asyncio.CancelledError) and entry.loading.cancelled():

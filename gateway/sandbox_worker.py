@@ -15,7 +15,6 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -324,16 +323,11 @@ def tokenize(call: Tokenize) -> list[int]:
 
 def detokenize(call: Detokenize) -> str:
     tokenizer = _tokenizers.get(call.files, call.digest)
-    size = len(_vocabulary_size(call.digest, tokenizer))
+    size = len(tokenizer.vocabulary().token_bytes)
     wrong = next((token_id for token_id in call.token_ids if token_id >= size), None)
     if wrong is not None:
         raise ValueError(f"token id {wrong} is not in the vocabulary of {size} tokens")
     return tokenizer.decode(call.token_ids)
-
-
-@lru_cache(maxsize=TOKENIZERS_KEPT)
-def _vocabulary_size(digest: str, tokenizer: Tokenizer) -> range:
-    return range(len(tokenizer.vocabulary().token_bytes))
 
 
 def check_template_source(call: CheckTemplate) -> bool:

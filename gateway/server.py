@@ -16,6 +16,7 @@ import socket
 import stat
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -66,7 +67,7 @@ def serve(settings: Settings, built_in: Mapping[str, ServedModel] | None = None)
     try:
         gateway = Gateway.open(settings, device, built_in)
         publish_bundled(gateway)
-        say_where(settings, device, gateway)
+        say_where(settings, device, gateway, sockets[0].getsockname()[1])
         return run(gateway, sockets)
     finally:
         for each in sockets:
@@ -166,7 +167,8 @@ def _bind_fault(host: str, port: int, fault: OSError) -> str:
     if holder is None and "in use" not in str(fault):
         return f"cannot listen on {host}:{port}: {fault.strerror}"
     by = f" by {holder}" if holder else ""
-    return f"port {port} is taken{by}; stop it, or set GEMMULE_HOST={host}:{port + 1} for the server and for commands"
+    remedy = f"GEMMULE_HOST={host}:{port + 1}"
+    return f"port {port} is taken{by}; stop it, or set {remedy} for the server and for commands"
 
 
 def holder_of(port: int) -> str | None:
@@ -175,7 +177,8 @@ def holder_of(port: int) -> str | None:
 
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            ours = connection.laddr and connection.laddr.port == port
+            if ours and connection.status == psutil.CONN_LISTEN and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
     return None
 
@@ -214,8 +217,9 @@ def publish_bundled(gateway: Gateway) -> None:
         log.warning("the bundled model could not be published: %s", error)
 
 
-def say_where(settings: Settings, device: Device, gateway: Gateway) -> None:
-    """The start line: address, device, what to type next."""
+def say_where(settings: Settings, device: Device, gateway: Gateway, port: int) -> None:
+    """The start line: address (with the port the system chose, if it did), device, what to type next."""
+    settings = replace(settings, address=(settings.host, port))
     names = [model.name.model for model in gateway.store.list()]
     following = f"gemmule run {'bud' if 'bud' in names else names[0]}" if names else "gemmule pull <model>"
     place = f" and {settings.socket}" if settings.socket else ""

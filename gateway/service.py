@@ -214,7 +214,7 @@ class Service:
         return Prepared(prepared.text, (*request.context, *fresh))
 
     async def _fitting(self, model: ServedModel, call: PrepareChat, options: GenerationOptions) -> Prepared:
-        """The prompt; with `truncate`, without the oldest turns (never the system's or the last) if too long."""
+        """The prompt; with `truncate`, less the oldest turns (not the system's or the last) if too long."""
         prepared = await self._sandbox.call(call, Prepared)
         if not options.truncate:
             return prepared

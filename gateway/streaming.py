@@ -28,7 +28,7 @@ DONE = b"data: [DONE]\n\n"
 MAX_EVENT_TEXT = 6 * 1024
 """Characters of text in one event: six bytes each when escaped stay below the 48 KiB all clients take."""
 
-AppStatus.disable_automatic_graceful_drain()  # gateway.server drains streams itself, with a last event
+AppStatus.enable_automatic_graceful_drain = False  # gateway.server drains streams itself, with a last event
 
 encode_json = msgspec.json.Encoder().encode
 log = logging.getLogger("gemmule.gateway")

@@ -7,12 +7,10 @@ starts a device, loads JAX or changes anything.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,14 +21,13 @@ from gateway.cli.output import human_bytes
 from gateway.client import Client, ClientError
 
 if TYPE_CHECKING:
+    from gateway.memory import Gpu
     from gateway.settings import Settings
 
 State = Literal["ok", "warn", "fail"]
 OLDEST_PYTHON = (3, 11)
 LOW_DISK, NO_DISK = 10 * 10**9, 10**9
 LOW_MEMORY, NO_MEMORY = 2 * 10**9, 5 * 10**8
-PROBE_SECONDS = 10
-CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy")
 
 
@@ -51,35 +48,7 @@ def python_check() -> Check:
     return Check("python", "ok", version)
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One card as nvidia-smi names it; memory in bytes."""
-
-    name: str
-    driver: str
-    memory: int
-
-
-def find_gpus() -> list[Gpu] | None:
-    """The NVIDIA cards, or None where there is no driver to ask."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return None
-    query = [command, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if done.returncode != 0:
-        return None
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
-    return [
-        Gpu(name, driver, int(memory) * 2**20 if memory.isdigit() else 0)
-        for name, driver, memory in (row for row in rows if len(row) == 3)
-    ]
-
-
-def device_check(gpus: list[Gpu] | None, cuda: bool, wanted: str) -> Check:
+def device_check(gpus: list[Gpu], cuda: bool, wanted: str) -> Check:
     """`wanted` is GEMMULE_DEVICE; `cuda` whether JAX's CUDA plugin is installed."""
     if not gpus:
         if wanted == "gpu":
@@ -91,7 +60,7 @@ def device_check(gpus: list[Gpu] | None, cuda: bool, wanted: str) -> Check:
             )
         return Check("device", "ok", f"CPU, {os.cpu_count()} logical cores ({platform.machine()})")
     first = gpus[0]
-    shown = f"{first.name}, driver {first.driver}, {human_bytes(first.memory)}"
+    shown = f"{first.name}, driver {first.driver}, {human_bytes(first.total_bytes)}"
     shown += f" and {len(gpus) - 1} more" if len(gpus) > 1 else ""
     if wanted == "cpu":
         return Check("device", "warn", f"{shown}, unused", "unset GEMMULE_DEVICE to use the GPU")
@@ -105,16 +74,12 @@ def device_check(gpus: list[Gpu] | None, cuda: bool, wanted: str) -> Check:
     return Check("device", "ok", shown)
 
 
-def has_cuda_plugin() -> bool:
-    return any(importlib.util.find_spec(name) is not None for name in CUDA_PLUGINS)
-
-
-def jax_check() -> Check:
+def jax_check(cuda: bool) -> Check:
     try:
         versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]
     except importlib.metadata.PackageNotFoundError as error:
         return Check("jax", "fail", f"{error.name} is not installed", "run `make setup` again")
-    build = "CUDA" if has_cuda_plugin() else "CPU"
+    build = "CUDA" if cuda else "CPU"
     return Check("jax", "ok", f"{', '.join(versions)} ({build} build)")
 
 
@@ -163,7 +128,7 @@ def _free_or_foreign(where: str, address: tuple[str, int]) -> Check:
 
 def holder(port: int) -> str:
     """The program that listens on a port, as far as this user may know."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     try:
         for connection in psutil.net_connections("tcp"):

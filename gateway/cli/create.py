@@ -25,11 +25,11 @@ DEFAULT_FILE = "Modelfile"
 
 def create(arguments: argparse.Namespace) -> int:
     """`gemmule create MODEL [-f FILE]`; without a Modelfile the folder itself is the model."""
-    text, folder = read_modelfile(arguments.file)
+    data, folder = read_modelfile(arguments.file)
     client = connect(check=True)
     with Board() as board:
         board.update("gathering model components")
-        body = create_body(client, text, folder, board)
+        body = create_body(client, data, folder, board)
         body |= {"model": arguments.model, "name": arguments.model, "stream": True}
         if arguments.quantize:
             body["quantize"] = arguments.quantize
@@ -37,44 +37,33 @@ def create(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def read_modelfile(given: str | None) -> tuple[str, Path]:
-    """The text and the folder that its relative paths start from. Raises CommandError."""
+def read_modelfile(given: str | None) -> tuple[bytes, Path]:
+    """The bytes and the folder that its relative paths start from. Raises CommandError."""
     path = Path(given or DEFAULT_FILE)
     if given is None and not path.exists():
-        return "FROM .\n", Path.cwd()
+        return b"FROM .\n", Path.cwd()
     try:
         data = path.read_bytes()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise CommandError(f"cannot read {path}: {reason}", "-f names the Modelfile") from None
-    return decode(data), path.absolute().parent
+    return data, path.absolute().parent
 
 
-def decode(data: bytes) -> str:
-    """UTF-8, or UTF-16 where a byte-order mark says so (editors on Windows)."""
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise CommandError(
-            f"the Modelfile is no {encoding.removesuffix('-sig')} text: {error.reason}"
-        ) from None
-
-
-def create_body(client: Client, text: str, folder: Path, board: Board) -> dict[str, Any]:
+def create_body(client: Client, data: bytes, folder: Path, board: Board) -> dict[str, Any]:
     """The body of /api/create that a Modelfile asks for, once its files are uploaded."""
     from modelfiles.modelfile import Modelfile, ModelfileError
-
     from registry.errors import RegistryError
 
     try:
-        modelfile = Modelfile.parse(text)
+        modelfile = Modelfile.parse(data)
         body = _texts(modelfile)
-        weights = _local(modelfile.base, folder)
-        if weights is None:
-            body["from"] = modelfile.base
-        else:
-            body["files"] = _upload(client, weights, board)
+        for base in (modelfile.base, *modelfile.bases):
+            weights = _local(base, folder)
+            if weights is None:
+                body["from"] = base
+            else:
+                body.setdefault("files", {}).update(_upload(client, weights, board))
         for adapter in modelfile.adapters:
             found = _local(adapter, folder)
             if found is None:
@@ -89,8 +78,8 @@ def _texts(modelfile: Modelfile) -> dict[str, Any]:
     body: dict[str, Any] = {
         "template": modelfile.template,
         "system": modelfile.system,
-        "license": list(modelfile.license),
-        "parameters": dict(modelfile.parameters),
+        "license": list(modelfile.licenses),
+        "parameters": modelfile.typed_parameters(),
         "messages": [{"role": turn.role, "content": turn.text} for turn in modelfile.messages],
         "renderer": modelfile.renderer,
         "parser": modelfile.parser,

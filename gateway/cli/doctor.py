@@ -81,7 +81,7 @@ def _probes(settings: Settings) -> list[tuple[str, Callable[[], Check]]]:
 
 
 def _memory() -> Check:
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     memory = psutil.virtual_memory()
     return checks.memory_check(memory.available, memory.total)

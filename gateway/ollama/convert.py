@@ -219,4 +219,5 @@ def _options(body: GenerationBody) -> GenerationOptions:
         keep_alive=body.keep_alive,
         truncate=bool(body.truncate),
         shift=bool(body.shift),
+        script=body.script,
     )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from gateway.errors import EngineFailure
 from gateway.types import (
     Event,
     Failed,
@@ -28,7 +29,7 @@ Line = dict[str, Any]
 DONE_REASONS = {"stop": "stop", "length": "length", "tool_calls": "stop"}
 
 
-class BrokenToolCall(Exception):
+class BrokenToolCall(EngineFailure):
     """The model's arguments are not a JSON object, which this dialect cannot carry."""
 
 

@@ -69,6 +69,8 @@ class GenerationBody(Body):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     debug_render_only: bool | None = Field(default=None, validation_alias="_debug_render_only")
+    script: str | None = None
+    """What the scripted engine is to do; read only where the tests' engine serves the model."""
 
 
 class GenerateBody(GenerationBody):

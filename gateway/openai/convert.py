@@ -248,7 +248,8 @@ def _parts(content: object, place: str) -> Iterable[Part]:
         return
     if content is None:
         return
-    for index, part in enumerate([content] if isinstance(content, dict) else content):  # type: ignore[arg-type]
+    assert isinstance(content, list | dict)
+    for index, part in enumerate([content] if isinstance(content, dict) else content):
         yield _part(part, f"{place}.{index}")
 
 
