@@ -65,12 +65,11 @@ def examine() -> Iterator[Check]:
 
 def _probes(settings: Settings) -> list[tuple[str, Callable[[], Check]]]:
     compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    from gateway.memory import find_gpus, has_cuda_build
+
     return [
-        (
-            "device",
-            lambda: checks.device_check(checks.find_gpus(), checks.has_cuda_plugin(), settings.device),
-        ),
-        ("jax", checks.jax_check),
+        ("device", lambda: checks.device_check(find_gpus(), has_cuda_build(), settings.device)),
+        ("jax", lambda: checks.jax_check(has_cuda_build())),
         ("kernels", lambda: checks.kernels_check(NATIVE_FOLDER, compiler)),
         ("port", lambda: checks.port_check(connect(), settings)),
         ("disk", lambda: checks.disk_check(settings.models)),

@@ -103,21 +103,26 @@ def test_absent_settings_stay_absent() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "kind"),
     [
-        ("temperature", "hot", "float32"),
-        ("temperature", True, "float32"),
-        ("top_k", 1.5, "integer"),
-        ("top_k", "3", "integer"),
-        ("seed", 2**64, "integer"),
-        ("stop", [1], "list of strings"),
-        ("stop", {"a": 1}, "list of strings"),
-        ("use_mmap", 1, "bool"),
-        ("logit_bias", {"a": 1}, "object of token id to number"),
-        ("logit_bias", [], "object of token id to number"),
+        ("temperature", "hot", "of type float32"),
+        ("temperature", True, "of type float32"),
+        ("top_k", 1.5, "of type integer"),
+        ("top_k", "3", "of type integer"),
+        ("seed", 2**64, "of type integer"),
+        ("stop", [1], "of type array"),
+        ("stop", {"a": 1}, "of type array"),
+        ("use_mmap", 1, "of type boolean"),
+        ("logit_bias", {"a": 1}, "an object of token ids and numbers"),
+        ("logit_bias", {"1": True}, "an object of token ids and numbers"),
+        ("logit_bias", [], "an object of token ids and numbers"),
     ],
 )
 def test_a_wrong_type_is_refused_by_name(option: str, value: Any, kind: str) -> None:
-    with pytest.raises(BadRequest, match=f'option "{option}" must be of type {kind}'):
+    with pytest.raises(BadRequest, match=f'option "{option}" must be {kind}'):
         generate(prompt="x", options={option: value})
+
+
+def test_one_stop_string_may_be_given_as_such() -> None:
+    assert generate(prompt="x", options={"stop": "END"}).options.stop == ("END",)
 
 
 def test_n_has_no_place_in_a_native_reply() -> None:

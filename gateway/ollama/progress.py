@@ -1,0 +1,161 @@
+"""The native API's long operations: create, pull, push, each a stream of progress lines.
+
+Work runs in a task of its own and is cancelled when the caller leaves. Included by `routes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gateway.errors import BadRequest, describe
+from gateway.gateway import Gateway
+from gateway.ollama.access import named, native_body, open_gateway
+from gateway.ollama.convert import messages
+from gateway.ollama.options import checked, parameter_lines
+from gateway.ollama.schema import CreateBody, TransferBody
+from gateway.ollama.transfers import close_puller, fetch, inspector, puller_of
+from gateway.streaming import JSONReply, LineStream, ndjson, unless_gone
+from modelfiles.modelfile import Modelfile
+from registry import errors as registry_errors
+from registry.blobs import parse_digest
+from registry.create import create as create_model
+from registry.name import ModelName
+from registry.progress import OnProgress, Progress
+from registry.reference import Reference
+
+router = APIRouter(lifespan=close_puller)
+Work = Callable[[OnProgress], Awaitable[Any]]
+
+
+@router.post("/api/create")
+async def create(request: Request) -> Response:
+    """A model from another one, or from uploaded files."""
+    body = await native_body(request, CreateBody)
+    name = ModelName.parse(named(body.model))
+    gateway = open_gateway(request, name.display())
+    made = modelfile(body)
+    files = {path: parse_digest(digest) for path, digest in (body.files or {}).items()}
+    adapters = {path: parse_digest(digest) for path, digest in (body.adapters or {}).items()}
+
+    async def work(on_progress: OnProgress) -> None:
+        if not files:
+            await _have_base(request, gateway, made.base, on_progress)
+        await create_model(
+            gateway.store,
+            name,
+            made,
+            files=files or None,
+            adapters=adapters or None,
+            inspect=inspector(gateway),
+            on_progress=on_progress,
+        )
+
+    return await _reply(request, work, body.stream)
+
+
+async def _have_base(request: Request, gateway: Gateway, base: str, on_progress: OnProgress) -> None:
+    """Pulls the model that FROM names, when it is not here."""
+    try:
+        await asyncio.to_thread(gateway.store.entry, base)
+    except registry_errors.ModelNotFound:
+        await fetch(puller_of(request.app, gateway), Reference.parse(base), on_progress)
+
+
+def modelfile(body: CreateBody) -> Modelfile:
+    """What the body's fields say, as the Modelfile they were made from. Raises BadRequest."""
+    if body.modelfile:
+        return Modelfile.parse(body.modelfile)
+    if not body.from_ and not body.files:
+        raise BadRequest("neither 'from' or 'files' was specified")
+    licenses = [body.license] if isinstance(body.license, str) else body.license or []
+    return Modelfile(
+        base=body.from_ or "",
+        parameters=parameter_lines(checked(body.parameters or {})),
+        template=body.template or None,
+        system=body.system or None,
+        messages=messages(body.messages or []),
+        licenses=tuple(text for text in licenses if text),
+        renderer=body.renderer or None,
+        parser=body.parser or None,
+        requires=body.requires or None,
+    )
+
+
+@router.post("/api/pull")
+async def pull(request: Request) -> Response:
+    """A model from a registry or a hub; callers that want the same one share its download."""
+    body = await native_body(request, TransferBody)
+    reference = Reference.parse(named(body.model))
+    if body.insecure:
+        reference = replace(reference, insecure=True)
+    gateway = open_gateway(request, reference.name.display())
+    puller = puller_of(request.app, gateway)
+
+    async def work(on_progress: OnProgress) -> None:
+        await fetch(puller, reference, on_progress)
+
+    return await _reply(request, work, body.stream)
+
+
+async def _reply(request: Request, work: Work, stream: bool | None) -> Response:
+    """Lines as they come; for `stream: false` the last one, or the fault with its status."""
+    if stream is not False:
+        return LineStream(_lines(work))
+    await unless_gone(request, _run(work))
+    return JSONReply({"status": "success"})
+
+
+async def _run(work: Work) -> None:
+    await work(lambda progress: None)
+
+
+async def _lines(work: Work) -> AsyncIterator[bytes]:
+    """Progress as NDJSON, ending in `success` or in the error; leaving early cancels the work."""
+    queue: asyncio.Queue[Progress] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def on_progress(progress: Progress) -> None:  # called from threads too
+        loop.call_soon_threadsafe(queue.put_nowait, progress)
+
+    task = asyncio.ensure_future(work(on_progress))
+    try:
+        last = ""
+        while (progress := await _next(queue, task)) is not None:
+            last = progress.status
+            yield ndjson(line(progress))
+        if (error := task.exception()) is not None:
+            yield ndjson({"error": describe(error).message})
+        elif last != "success":
+            yield ndjson({"status": "success"})
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+async def _next(queue: asyncio.Queue[Progress], task: asyncio.Future[Any]) -> Progress | None:
+    """The next thing told; None once the work is over and everything was told."""
+    getter = asyncio.ensure_future(queue.get())
+    try:
+        await asyncio.wait({getter, task}, return_when=asyncio.FIRST_COMPLETED)
+        if not getter.done():
+            await asyncio.sleep(0)  # what a thread told last is still on its way through the loop
+        return getter.result() if getter.done() else None
+    finally:
+        getter.cancel()
+
+
+def line(progress: Progress) -> dict[str, Any]:
+    """One progress object; absent fields are left out."""
+    found: dict[str, Any] = {"status": progress.status}
+    for key in ("digest", "total", "completed"):
+        if (value := getattr(progress, key)) is not None:
+            found[key] = value
+    return found
