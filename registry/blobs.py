@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import os
@@ -21,6 +20,7 @@ from typing import NewType
 from registry.disk import Disk
 from registry.errors import BlobNotFound, DigestMismatch, DiskFull, InvalidDigest, ModelCorrupt
 from registry.locks import Lease, StoreLock, try_lock
+from registry.threads import in_thread
 
 Digest = NewType("Digest", str)
 """`sha256:` and 64 lower-case hex digits; made only by this module."""
@@ -230,7 +230,7 @@ class BlobStore:
 
         Raises DigestMismatch, DiskFull, and ModelCorrupt when more than `limit` bytes come.
         """
-        writer = await asyncio.to_thread(self.writer)
+        writer = await in_thread(self.writer)
         with writer:
             pending = bytearray()
             async for chunk in chunks:
@@ -239,10 +239,10 @@ class BlobStore:
                     raise ModelCorrupt(f"upload is longer than the {limit:,} bytes allowed")
                 if len(pending) >= CHUNK:
                     full, pending = pending, bytearray()
-                    await asyncio.to_thread(writer.push, memoryview(full))
+                    await in_thread(writer.push, memoryview(full))
             if pending:
-                await asyncio.to_thread(writer.push, memoryview(pending))
-            return await asyncio.to_thread(writer.finish, expected, lease)
+                await in_thread(writer.push, memoryview(pending))
+            return await in_thread(writer.finish, expected, lease)
 
     def put_file(
         self, source: Path, expected: Digest | None = None, link: bool = False, lease: Lease | None = None

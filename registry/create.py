@@ -7,7 +7,6 @@ blob is durable and under a lease before the manifest names it. Reading headers 
 
 from __future__ import annotations
 
-import asyncio
 import inspect as python_inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,9 +18,8 @@ import msgspec
 from modelfiles.description import ModelDescription
 from modelfiles.files import ModelFile
 from modelfiles.messages import Message
-from registry.archive import open_archive
 from registry.blobs import Blob, Digest, blob_path
-from registry.errors import BlobNotFound, InvalidModelfile, InvalidName, UnsupportedFormat
+from registry.errors import BlobNotFound, InvalidModelfile, InvalidName
 from registry.locks import Lease
 from registry.manifest import CONFIG_TYPE, MEDIA_TYPES, Layer, Manifest, ModelConfig
 from registry.model import FILE_ROLES, TOKENIZER_NAMES, Model, default_file_name
@@ -29,6 +27,8 @@ from registry.name import ModelName
 from registry.progress import OnProgress, Progress
 from registry.sources.local import Part, classify, is_llamafile, parts_of_path
 from registry.store import Store
+from registry.threads import in_thread
+from registry.unpack import unpack_llamafile
 
 if TYPE_CHECKING:
     from modelfiles.modelfile import Modelfile
@@ -67,21 +67,21 @@ async def create(
     Raises ModelNotFound for an unknown base, BlobNotFound, UnsupportedFormat, InvalidModelfile, DiskFull.
     """
     target = name if isinstance(name, ModelName) else ModelName.parse(name)
-    with await asyncio.to_thread(store.lease_empty) as lease:
+    with await in_thread(store.lease_empty) as lease:
         job = ModelBuilder(store, lease, on_progress)
-        parts = await asyncio.to_thread(job.find_parts, modelfile, folder, files)
+        parts = await in_thread(job.find_parts, modelfile, folder, files)
         if parts is None:
-            base = await asyncio.to_thread(job.base_of_model, modelfile.base)
+            base = await in_thread(job.base_of_model, modelfile.base)
         else:
-            layers = await asyncio.to_thread(job.store_parts, parts)
+            layers = await in_thread(job.store_parts, parts)
             description = await job.describe(layers, inspect)
             base = fresh_base(layers, description)
-        added = await asyncio.to_thread(job.adapter_layers, modelfile, folder, adapters)
-        return await asyncio.to_thread(job.write, target, modelfile, base, added)
+        added = await in_thread(job.adapter_layers, modelfile, folder, adapters)
+        return await in_thread(job.write, target, modelfile, base, added)
 
 
-def fresh_base(layers: Sequence[Layer], description: ModelDescription) -> Base:
-    """The base that weight files alone make."""
+def fresh_base(layers: Sequence[Layer], description: ModelDescription, texts: Sequence[Layer] = ()) -> Base:
+    """The base that files make, with the texts that lay beside them."""
     config = ModelConfig(
         model_format=description.weight_format,
         model_family=description.architecture,
@@ -92,7 +92,7 @@ def fresh_base(layers: Sequence[Layer], description: ModelDescription) -> Base:
         context_length=description.context_length,
         embedding_length=description.embedding_length,
     )
-    return Base(tuple(layers), config, defaults=description.generation_defaults)
+    return Base(tuple(layers), config, tuple(texts), description.generation_defaults)
 
 
 def human_count(count: int) -> str:
@@ -107,7 +107,7 @@ def human_count(count: int) -> str:
 class ModelBuilder:
     """One creation: the store, the lease that protects its blobs, and where progress goes. Blocking."""
 
-    def __init__(self, store: Store, lease: Lease, on_progress: OnProgress) -> None:
+    def __init__(self, store: Store, lease: Lease, on_progress: OnProgress = lambda progress: None) -> None:
         self._store = store
         self._lease = lease
         self._on_progress = on_progress
@@ -127,9 +127,18 @@ class ModelBuilder:
         path = folder / Path(modelfile.base).expanduser()
         if not path.exists():
             return None
-        if path.is_file() and is_llamafile(path):
-            return [Part("model", None, self._unpack_llamafile(path))]
-        return parts_of_path(path)
+        parts = self._llamafile(path) if path.is_file() and is_llamafile(path) else parts_of_path(path)
+        for text, kind in [*((base, "projector") for base in modelfile.bases), (modelfile.draft, "draft")]:
+            if text is not None:
+                parts += self._further(text, kind, folder)
+        return parts
+
+    def _further(self, text: str, kind: str, folder: Path) -> list[Part]:
+        """The parts that a second FROM or a DRAFT names."""
+        path = folder / Path(text).expanduser()
+        if not path.exists():
+            raise InvalidModelfile(f"{'DRAFT' if kind == 'draft' else 'FROM'} {text[:200]!r}: no such file")
+        return [replace(part, kind=kind) for part in parts_of_path(path)]
 
     def _uploaded_parts(self, files: Mapping[str, Digest]) -> list[Part]:
         paths = {}
@@ -144,18 +153,12 @@ class ModelBuilder:
         if len(paths) == 1:
             ((name, path),) = paths.items()
             if name.endswith(".llamafile"):
-                return [Part("model", None, self._unpack_llamafile(path))]
+                return self._llamafile(path)
         return classify(paths, next(iter(paths)))
 
-    def _unpack_llamafile(self, path: Path) -> Path:
-        """The GGUF in the zip at the end of a llamafile, as a blob."""
-        for member in open_archive(path, lambda name: name.endswith(".gguf")):
-            with self._store.blobs.writer() as writer:
-                for chunk in member.chunks:
-                    writer.push(chunk)
-                blob = writer.finish(lease=self._lease)
-            return blob_path(self._store.root, blob.digest)
-        raise UnsupportedFormat(f"unsupported format: {path.name!r} holds no GGUF")
+    def _llamafile(self, path: Path) -> list[Part]:
+        blob = unpack_llamafile(self._store, self._lease, path)
+        return [Part("model", None, blob_path(self._store.root, blob.digest))]
 
     # weights
 
@@ -252,13 +255,27 @@ class ModelBuilder:
         kept_adapters = [layer for layer in base.layers if layer.kind == "adapter" and not adapters]
         weights = [layer for layer in base.layers if layer.kind != "adapter"]
         layers = [*weights, *kept_adapters, *adapters, *self._text_layers(modelfile, base)]
-        config = self._put(base_config(modelfile, base.config).encode(), CONFIG_TYPE)
         self._on_progress(Progress("writing manifest"))
-        model, removed = self._store.write(target, Manifest(config, tuple(layers)))
+        model, removed = self._store.write(
+            target, self._manifest(base_config(modelfile, base.config), layers)
+        )
         if removed:
             self._on_progress(Progress("removing unused layers"))
         self._on_progress(Progress("success"))
         return model
+
+    def write_plain(self, target: ModelName, base: Base) -> tuple[Model, int]:
+        """The model without a Modelfile, as pulled; and how many blobs of an older one were removed."""
+        texts = [layer for layer in base.texts if layer.kind != "params"]
+        parameters = self._parameters(base, {})
+        return self._store.write(target, self._manifest(base.config, [*base.layers, *texts, *parameters]))
+
+    def _manifest(self, config: ModelConfig, layers: Sequence[Layer]) -> Manifest:
+        return Manifest(self._put(config.encode(), CONFIG_TYPE), tuple(layers))
+
+    def _parameters(self, base: Base, changes: Mapping[str, Any]) -> list[Layer]:
+        merged = {**base.defaults, **self._inherited_parameters(base), **changes}
+        return [self._put(msgspec.json.encode(merged), MEDIA_TYPES["params"])] if merged else []
 
     def _text_layers(self, modelfile: Modelfile, base: Base) -> list[Layer]:
         """Template, system, licences, parameters, messages: the Modelfile's over the base's."""
@@ -271,10 +288,8 @@ class ModelBuilder:
         if modelfile.template is None:
             layers += [layer for layer in base.texts if layer.kind == "prompt"]
         layers += [layer for layer in base.texts if layer.kind == "license"]
-        layers += [self._put_text(text, "license") for text in modelfile.license]
-        parameters = {**base.defaults, **self._inherited_parameters(base), **modelfile.parameters}
-        if parameters:
-            layers.append(self._put(msgspec.json.encode(parameters), MEDIA_TYPES["params"]))
+        layers += [self._put_text(text, "license") for text in modelfile.licenses]
+        layers += self._parameters(base, modelfile.typed_parameters())
         if modelfile.messages:
             layers.append(self._put(encode_messages(modelfile.messages), MEDIA_TYPES["messages"]))
         else:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import random
 import socket
 import ssl
 import urllib.request
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -147,8 +149,6 @@ def parse_retry_after(text: str) -> float | None:
         when = parsedate_to_datetime(text)
     except (TypeError, ValueError):
         return None
-    from datetime import UTC, datetime
-
     return max(0.0, (when - datetime.now(UTC)).total_seconds()) if when.tzinfo else None
 
 
@@ -165,6 +165,14 @@ class Transport:
         clients, self._clients = list(self._clients.values()), {}
         for client in clients:
             await client.aclose()
+
+    async def pause(self, failures: int, retry_after: float | None = None) -> None:
+        """Waits before try number `failures` + 1: what the server asks, else doubling with jitter; never
+        longer than the settings allow."""
+        settings = self.settings
+        if retry_after is None:
+            retry_after = settings.backoff * 2.0 ** (failures - 1) * random.uniform(0.5, 1.0)
+        await asyncio.sleep(min(retry_after, settings.longest_wait))
 
     @contextlib.asynccontextmanager
     async def request(
@@ -199,8 +207,8 @@ class Transport:
             finally:
                 await response.aclose()
             url = _redirected(url, target)
-            if response.status_code == 303:
-                method, content = ("HEAD" if method == "HEAD" else "GET"), None
+            if response.status_code == 303 or (response.status_code in (301, 302) and method == "POST"):
+                method, content = ("HEAD" if method == "HEAD" else "GET"), None  # as every browser does
         raise SourceError(f"{home} redirects more than {REDIRECT_LIMIT} times")
 
     async def _send(

@@ -68,7 +68,7 @@ def _publish(
 
     modelfile = Modelfile.parse(modelfile_path.read_text(encoding="utf-8"))
     with store.lease_empty() as lease:
-        builder = ModelBuilder(store, lease, lambda progress: None)
+        builder = ModelBuilder(store, lease)
         # A package manager replaces files, it never writes into them: a second name for the bytes is enough.
         layers = builder.store_parts([Part("model", None, weights, linkable=True)])
         description = inspect([builder.model_file(layer) for layer in layers])

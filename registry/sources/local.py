@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -84,43 +84,61 @@ def _files_below(folder: Path) -> dict[str, Path]:
     return found
 
 
-def classify(files: Mapping[str, Path], shown: str) -> list[Part]:
-    """The parts among these files; `shown` names the collection in errors.
+def kinds_of_names(names: Sequence[str], shown: str) -> list[tuple[str, str]]:
+    """The kind of layer that each file becomes, told from the names alone; files of no use are left out.
 
     The first that applies: safetensors, an Orbax tree, GGUF; each with the JSON, templates and tokenizers
-    beside it.
+    beside it. `shown` names the collection in errors.
     """
-    names = [safe_relative(name) for name in files]
-    linkable = {name: files[name].is_symlink() for name in names}
-
-    def parts(kind: str, chosen: Iterable[str], named: bool = True) -> list[Part]:
-        return [Part(kind, name if named else None, files[name], linkable[name]) for name in chosen]
-
+    names = [safe_relative(name) for name in names]
     tokenizers = [name for name in names if PurePosixPath(name).name in TOKENIZER_NAMES]
     texts = [name for name in names if PurePosixPath(name).suffix in _TEXTS and name not in tokenizers]
-    tensors = _safetensors(names)
-    if tensors:
-        return parts("model", tensors) + parts("tokenizer", tokenizers) + parts("json", texts)
+    weights = _safetensors(names)
     tree = _orbax_tree(names)
-    if tree is not None:
+    if not weights and tree is not None:
         beside = {*tokenizers, *(name for name in texts if "/" not in name)}
-        inside = [name for name in names if name.startswith(tree) and name not in beside]
-        outside = [name for name in texts if name not in inside]
-        return parts("model", inside) + parts("tokenizer", tokenizers) + parts("json", outside)
-    ggufs = [name for name in names if first_bytes(files[name]).startswith(b"GGUF")]
-    if ggufs:
-        projectors = [name for name in ggufs if "mmproj" in name.lower()]
-        weights = [name for name in ggufs if name not in projectors]
-        shards = [name for name in weights if _SHARD.search(name)]
-        if len(weights) > 1 and weights != shards:
-            raise UnsupportedFormat(
-                f"{shown!r} holds several GGUF models ({', '.join(weights[:5])}); name one of them"
-            )
-        return parts("model", weights, named=len(weights) > 1) + parts("projector", projectors, named=False)
-    raise _unsupported(shown, names)
+        weights = [name for name in names if name.startswith(tree) and name not in beside]
+        texts = [name for name in texts if name not in weights]
+    if weights:
+        chosen = (("model", weights), ("tokenizer", tokenizers), ("json", texts))
+        return [(kind, name) for kind, group in chosen for name in group]
+    ggufs = [name for name in names if name.lower().endswith(".gguf")]
+    projectors = [name for name in ggufs if "mmproj" in name.lower()]
+    weights = [name for name in ggufs if name not in projectors]
+    if not weights:
+        raise _unsupported(shown, names)
+    if len(weights) > 1 and not all(_SHARD.search(name) for name in weights):
+        raise UnsupportedFormat(
+            f"{shown!r} holds several GGUF models ({', '.join(weights[:5])}); name one of them"
+        )
+    return [("model", name) for name in weights] + [("projector", name) for name in projectors]
 
 
-def _safetensors(names: list[str]) -> list[str]:
+def classify(files: Mapping[str, Path], shown: str) -> list[Part]:
+    """The parts among these files; a lone GGUF is known by its first bytes, whatever its name."""
+    if len(files) == 1:
+        ((name, path),) = files.items()
+        if first_bytes(path).startswith(b"GGUF"):
+            return [Part("model", None, path, path.is_symlink())]
+        if not name.endswith(".safetensors"):
+            raise _unsupported(name)
+    kinds = kinds_of_names(list(files), shown)
+    for _, name in kinds:
+        if name.lower().endswith(".gguf") and not first_bytes(files[name]).startswith(b"GGUF"):
+            raise UnsupportedFormat(f"unsupported format: {name!r} is no GGUF file")
+    single = sum(kind == "model" for kind, _ in kinds) == 1
+    return [
+        Part(
+            kind,
+            None if single and name.lower().endswith(".gguf") else name,
+            files[name],
+            files[name].is_symlink(),
+        )
+        for kind, name in kinds
+    ]
+
+
+def _safetensors(names: Sequence[str]) -> list[str]:
     """`model*.safetensors` where there are any, else all; what `consolidated*` repeats is left out."""
     found = [name for name in names if name.endswith(".safetensors")]
     named = [name for name in found if PurePosixPath(name).name.startswith("model")]
@@ -128,7 +146,7 @@ def _safetensors(names: list[str]) -> list[str]:
     return named or plain or found
 
 
-def _orbax_tree(names: list[str]) -> str | None:
+def _orbax_tree(names: Sequence[str]) -> str | None:
     """The prefix below which an Orbax checkpoint lies: "" for the folder itself, None when there is none."""
     marked = [PurePosixPath(name) for name in names if PurePosixPath(name).name in _ORBAX_MARKS]
     if not marked:

@@ -1,0 +1,159 @@
+"""Registries that speak the OCI distribution protocol: Ollama's, Docker's, Hugging Face's own bridge.
+
+Manifests by tag, blobs by digest, bearer tokens by a signed request. A token is asked for only where the
+registry itself says so, and only from the registry's own host.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlencode, urlsplit
+
+from registry.blobs import digest_of
+from registry.download import RemoteFile
+from registry.errors import AddressRefused, DigestMismatch, InvalidManifest, SourceError, Unauthorized
+from registry.identity import Identity
+from registry.manifest import MANIFEST_LIMIT, MANIFEST_TYPE, OCI_MANIFEST_TYPE, Manifest
+from registry.name import ModelName
+from registry.reference import Reference
+from registry.sources.base import Listing, SourceFile
+from registry.transport import Content, Reply, Transport, origin_of
+
+_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+_LOOPBACK = re.compile(r"(localhost|127\.\d+\.\d+\.\d+)(:\d+)?")
+ACCEPT = f"{MANIFEST_TYPE}, {OCI_MANIFEST_TYPE}"
+
+
+def base_url(name: ModelName, insecure: bool) -> str:
+    """`https://host/v2/<namespace>/<model>`; http for this machine itself or where it was allowed."""
+    scheme = "http" if insecure or _LOOPBACK.fullmatch(name.host) else "https"
+    return f"{scheme}://{name.host}/v2/{name.namespace}/{name.model}"
+
+
+@dataclass(slots=True)
+class RegistrySession:
+    """Talks to one repository of one registry, with a token once one was asked for."""
+
+    transport: Transport
+    identity: Callable[[], Identity]
+    base: str
+    token: str = ""
+    challenge: str = ""
+
+    async def credentials(self, refresh: bool = False) -> Mapping[str, str]:
+        """The headers that authorize; with `refresh`, of a new token."""
+        if refresh:
+            await self._refresh()
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    async def _refresh(self) -> None:
+        """A new token; the registry is asked for its challenge where it has given none yet."""
+        if self.challenge:
+            self.token = await self._fetch_token(self.challenge)
+            return
+        async with self.transport.request("GET", f"{origin_of(self.base)}/v2/") as reply:
+            if reply.status == 401:
+                await self.authorize(reply)
+
+    async def authorize(self, reply: Reply) -> None:
+        """Gets the token that a 401 asks for; raises Unauthorized when it asks for none."""
+        challenge = reply.headers.get("www-authenticate", "")
+        if not challenge.lower().startswith("bearer ") or "realm=" not in challenge:
+            raise reply.failure("this model", "it wants credentials of a kind that is not supported")
+        self.challenge = challenge
+        self.token = await self._fetch_token(challenge)
+
+    async def _fetch_token(self, challenge: str) -> str:
+        fields: dict[str, str] = dict(_CHALLENGE.findall(challenge))
+        realm = fields.get("realm", "")
+        here, there = urlsplit(self.base), urlsplit(realm)
+        if there.hostname != here.hostname or (here.scheme == "https" and there.scheme != "https"):
+            raise AddressRefused(
+                f"{origin_of(self.base)} sends us to {origin_of(realm)} for a token; "
+                "only its own host is asked"
+            )
+        query = [("service", fields.get("service", "")), ("ts", str(int(time.time())))]
+        query += [("nonce", base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("="))]
+        query += [("scope", scope) for scope in fields.get("scope", "").split()]
+        url = f"{realm}{'&' if there.query else '?'}{urlencode(query)}"
+        nothing = base64.b64encode(hashlib.sha256(b"").hexdigest().encode()).decode()
+        signed = self.identity().sign(f"GET,{url},{nothing}".encode())
+        async with self.transport.request("GET", url, credentials={"Authorization": signed}) as reply:
+            if reply.status != 200:
+                raise reply.failure("a token", "add this machine's public key to your account there")
+            answer = await reply.json()
+        token = answer.get("token") or answer.get("access_token") if isinstance(answer, dict) else None
+        if not isinstance(token, str) or not token:
+            raise SourceError(f"{origin_of(realm)} answered without a token")
+        return token
+
+    async def fetch(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        content: Content | None = None,
+        limit: int = MANIFEST_LIMIT,
+    ) -> tuple[Reply, bytes]:
+        """One request below the repository (or to a whole address); asks for a token once when told to."""
+        url = path if "://" in path else f"{self.base}{path}"
+        for attempt in (1, 2):
+            credentials = await self.credentials()
+            if origin_of(url) != origin_of(self.base):
+                credentials = {}
+            async with self.transport.request(
+                method, url, headers=headers, credentials=credentials, content=content
+            ) as reply:
+                if reply.status == 401 and attempt == 1 and (content is None or isinstance(content, bytes)):
+                    await self.authorize(reply)
+                    continue
+                return reply, b"" if method == "HEAD" else await reply.read(limit)
+        raise Unauthorized(f"{origin_of(self.base)} refuses its own token")
+
+
+class OciSource:
+    """Models in registries."""
+
+    def __init__(self, transport: Transport, identity: Callable[[], Identity]) -> None:
+        self._transport = transport
+        self._identity = identity
+
+    def session(self, reference: Reference) -> RegistrySession:
+        """A connection to the repository of the reference."""
+        return RegistrySession(self._transport, self._identity, base_url(reference.name, reference.insecure))
+
+    async def resolve(self, reference: Reference) -> Listing:
+        """The manifest, proved where the registry gives its digest, and every blob it names."""
+        session = self.session(reference)
+        reply, data = await session.fetch("GET", f"/manifests/{reference.name.tag}", {"Accept": ACCEPT})
+        if reply.status == 404:
+            raise reply.failure(f"model '{reference.name}'", "check the name and the tag")
+        if reply.status != 200:
+            raise reply.failure(f"model '{reference.name}'")
+        declared = reply.headers.get("docker-content-digest", "")
+        if declared.startswith("sha256:") and declared != digest_of(data):
+            raise DigestMismatch(declared, digest_of(data))
+        try:
+            manifest = Manifest.parse(data)
+        except InvalidManifest as error:
+            raise SourceError(f"{origin_of(session.base)} gives a {error}") from error
+        files = [
+            SourceFile(
+                RemoteFile(
+                    url=f"{session.base}/blobs/{digest}",
+                    identity=digest,
+                    size=size,
+                    sha256=digest,
+                    credentials=session.credentials,
+                ),
+                "blob",
+            )
+            for digest, size in manifest.blobs().items()
+        ]
+        return Listing(tuple(files), data)

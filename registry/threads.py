@@ -1,0 +1,27 @@
+"""Blocking file work off the event loop, without ever leaving it running behind a cancelled caller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Runs the function in a thread. When cancelled, waits for it to end first: whoever cleans up after
+    it (closes its file, drops its lease) must not pull them from under a thread still at work."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError:
+                continue
+        if not running.cancelled():
+            running.exception()  # seen: the cancellation is what the caller hears of
+        raise
