@@ -15,35 +15,60 @@ from engines.decoder.bud import chat
 from engines.decoder.bud.corpus import Corpus
 from engines.decoder.bud.tokenizer import Tokenizer
 
-Document = tuple[list[int], list[bool]]
+Document = tuple[list[int], list[float]]
+"""Token ids and the weight of each in the loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Until `end` (a share of the run) documents are drawn by `shares` and packed into [rows, length]."""
+    """Until `end` (a share of the run) documents are drawn by `shares` and packed into [rows, length].
+
+    At `noun_rate` a story's main noun is replaced; asked-for nouns have `noun_weight` in the loss.
+    """
 
     end: float
     rows: int
     length: int
     shares: dict[str, float]
+    noun_rate: float = 0.5
+    noun_weight: float = 1.0
 
 
 PHASES = (
     Phase(
-        0.55,
+        0.30,
         16,
         512,
         {"tiny": 0.42, "children": 0.08, "gutenberg": 0.06, "story": 0.40, "talk": 0.02, "persona": 0.02},
     ),
     Phase(
+        0.60,
+        16,
+        512,
+        {"tiny": 0.20, "children": 0.06, "gutenberg": 0.03, "story": 0.67, "talk": 0.02, "persona": 0.02},
+        noun_rate=0.7,
+        noun_weight=3.0,
+    ),
+    Phase(
         0.85,
         16,
         512,
-        {"tiny": 0.15, "children": 0.04, "gutenberg": 0.01, "story": 0.74, "talk": 0.04, "persona": 0.02},
+        {"tiny": 0.10, "children": 0.03, "gutenberg": 0.01, "story": 0.80, "talk": 0.04, "persona": 0.02},
+        noun_rate=0.6,
+        noun_weight=3.0,
     ),
-    Phase(1.01, 8, 1024, {"tiny": 0.06, "story": 0.64, "session": 0.22, "talk": 0.06, "persona": 0.02}),
+    Phase(
+        1.01,
+        8,
+        1024,
+        {"tiny": 0.06, "story": 0.66, "session": 0.20, "talk": 0.06, "persona": 0.02},
+        noun_weight=2.0,
+    ),
 )
 """Plain texts first, conversations from the start, long sessions in the last part."""
+
+
+Maker = Callable[[np.random.Generator, int, Phase], Document]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +101,13 @@ class BatchSource:
             name: np.random.default_rng([seed, index]).permutation(len(texts))
             for index, (name, texts) in enumerate({**corpus.training, "story": stories}.items())
         }
-        self._makers: dict[str, Callable[[np.random.Generator, int], Document]] = {
+        self._makers: dict[str, Maker] = {
             "tiny": self._plain("tiny"),
             "children": self._plain("children"),
             "gutenberg": self._plain("gutenberg"),
             "story": self._story,
             "session": self._session,
-            "talk": lambda random, _: tokenizer.conversation(chat.small_talk_turns(random)),
+            "talk": lambda random, *_: tokenizer.conversation(chat.small_talk_turns(random)),
             "persona": self._dialogue,
         }
 
@@ -95,13 +120,13 @@ class BatchSource:
         room = phase.rows * phase.length
         while room > -phase.length:
             name = names[random.choice(len(names), p=chances / chances.sum())]
-            ids, learnt = self._makers[name](random, step * 64 + len(documents))
+            ids, learnt = self._makers[name](random, step * 64 + len(documents), phase)
             documents.append((ids[: phase.length + 1], learnt[: phase.length + 1]))
             room -= len(documents[-1][0])
         return pack(documents, phase.rows, phase.length)
 
-    def _plain(self, name: str) -> Callable[[np.random.Generator, int], Document]:
-        def make(random: np.random.Generator, count: int) -> Document:
+    def _plain(self, name: str) -> Maker:
+        def make(random: np.random.Generator, count: int, phase: Phase) -> Document:
             text = self._pick(name, count)
             if name == "tiny" and random.random() < 0.5:
                 text = chat.substitute_names(text, random)
@@ -113,21 +138,23 @@ class BatchSource:
         texts = self._corpus.training["tiny" if name == "story" else name]
         return texts[int(self._order[name][count % len(texts)])]
 
-    def _story(self, random: np.random.Generator, count: int) -> Document:
-        while chat.mentions_withheld(turns := chat.story_turns(self._pick("story", count), random)):
+    def _story(self, random: np.random.Generator, count: int, phase: Phase) -> Document:
+        while True:
+            turns = chat.story_turns(self._pick("story", count), random, phase.noun_rate)
+            if not chat.mentions_withheld(turns):
+                return self._tokenizer.conversation(turns, phase.noun_weight)
             count += 1
-        return self._tokenizer.conversation(turns)
 
-    def _session(self, random: np.random.Generator, count: int) -> Document:
+    def _session(self, random: np.random.Generator, count: int, phase: Phase) -> Document:
         turns = chat.small_talk_turns(random) if random.random() < 0.4 else []
         for number in range(random.integers(2, 4)):
             story = self._pick("story", int(random.integers(1 << 30)))
-            turns += chat.story_turns(story, random, follow_up=number > 0)
+            turns += chat.story_turns(story, random, phase.noun_rate, follow_up=number > 0)
         if chat.mentions_withheld(turns):
-            return self._session(random, count + 1)
-        return self._tokenizer.conversation(turns)
+            return self._session(random, count + 1, phase)
+        return self._tokenizer.conversation(turns, phase.noun_weight)
 
-    def _dialogue(self, random: np.random.Generator, count: int) -> Document:
+    def _dialogue(self, random: np.random.Generator, count: int, phase: Phase) -> Document:
         dialogue = self._corpus.dialogues[random.integers(len(self._corpus.dialogues))]
         return self._tokenizer.conversation(chat.dialogue_turns(dialogue))
 

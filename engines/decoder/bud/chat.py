@@ -26,10 +26,11 @@ _TOKEN = re.compile(r"[A-Za-z][A-Za-z-]*")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation; `role` is `user` or `model`."""
+    """One turn; `role` is `user` or `model`, `emphasis` the noun that the model was asked to tell about."""
 
     role: str
     text: str
+    emphasis: str | None = None
 
 
 def main_noun(story: str) -> str | None:
@@ -47,6 +48,12 @@ def main_noun(story: str) -> str | None:
 
 def article(noun: str) -> str:
     return "an" if noun[0] in "aeiou" and not noun.startswith(("unicorn", "uni", "eu")) else "a"
+
+
+def mentions(story: str, noun: str) -> list[tuple[int, int]]:
+    """Where `story` uses `noun`, singular or plural, in any case: (start, end) in characters."""
+    pattern = rf"\b(?:{re.escape(noun)}|{re.escape(plural(noun))})\b"
+    return [match.span() for match in re.finditer(pattern, story, re.IGNORECASE)]
 
 
 def substitute_noun(story: str, old: str, new: str) -> str:
@@ -76,7 +83,7 @@ def substitute_names(story: str, random: np.random.Generator) -> str:
     return re.sub(rf"\b({'|'.join(mapping)})\b", lambda match: mapping[match.group()], story)
 
 
-def vary(story: str, random: np.random.Generator, noun_rate: float = 0.5) -> tuple[str, str | None]:
+def vary(story: str, random: np.random.Generator, noun_rate: float) -> tuple[str, str | None]:
     """A variant of `story` and its main noun, or None where it has none that may be asked for."""
     if random.random() < 0.5:
         story = substitute_names(story, random)
@@ -91,9 +98,11 @@ def vary(story: str, random: np.random.Generator, noun_rate: float = 0.5) -> tup
     return story, noun
 
 
-def story_turns(story: str, random: np.random.Generator, follow_up: bool = False) -> list[Turn]:
-    """A request and the story as its answer."""
-    story, noun = vary(story, random)
+def story_turns(
+    story: str, random: np.random.Generator, noun_rate: float = 0.5, follow_up: bool = False
+) -> list[Turn]:
+    """A request and the story as its answer; at `noun_rate` its main noun is replaced."""
+    story, noun = vary(story, random, noun_rate)
     prompts = words.NEXT_PROMPTS if follow_up else words.STORY_PROMPTS
     if noun is None:
         prompt = str(random.choice(words.OPEN_PROMPTS))
@@ -103,7 +112,7 @@ def story_turns(story: str, random: np.random.Generator, follow_up: bool = False
         prompt = str(random.choice(prompts)).format(thing=thing)
     if not follow_up and random.random() < 0.06:
         prompt = f"{random.choice(words.SYSTEM_LINES)}\n\n{prompt}"
-    return [Turn("user", prompt), Turn("model", story)]
+    return [Turn("user", prompt), Turn("model", story, noun)]
 
 
 def small_talk_turns(random: np.random.Generator) -> list[Turn]:

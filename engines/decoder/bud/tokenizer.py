@@ -9,9 +9,10 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
-from engines.decoder.bud.chat import Turn
+from engines.decoder.bud.chat import Turn, mentions
 
 VOCABULARY_SIZE = 4096
 PAD, EOS, BOS, UNKNOWN, START_OF_TURN, END_OF_TURN = range(6)
@@ -64,20 +65,35 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.processor.decode(list(ids)))
 
-    def document(self, text: str) -> tuple[list[int], list[bool]]:
-        """`<bos>text<eos>` and which of these tokens are learnt."""
+    def document(self, text: str) -> tuple[list[int], list[float]]:
+        """`<bos>text<eos>` and the weight of each of these tokens in the loss."""
         ids = [BOS, *self.encode(text), EOS]
-        return ids, [True] * len(ids)
+        return ids, [1.0] * len(ids)
 
-    def conversation(self, turns: Sequence[Turn]) -> tuple[list[int], list[bool]]:
-        """Gemma's turn format; only what the model says, and its end, is learnt."""
-        ids, learnt = [BOS], [False]
+    def conversation(self, turns: Sequence[Turn], noun_weight: float = 1.0) -> tuple[list[int], list[float]]:
+        """Gemma's turn format; only what the model says has weight, the nouns asked for `noun_weight`."""
+        ids, weights = [BOS], [0.0]
         for turn in turns:
             header = [START_OF_TURN, *self.encode(f"{turn.role}\n")]
             body = [*self.encode(turn.text), END_OF_TURN]
             ids += [*header, *body, *self.encode("\n")]
-            learnt += [False] * len(header) + [turn.role == "model"] * len(body) + [False]
-        return ids, learnt
+            weights += [0.0] * len(header) + self._weights(turn, body, noun_weight) + [0.0]
+        return ids, weights
+
+    def _weights(self, turn: Turn, body: list[int], noun_weight: float) -> list[float]:
+        if turn.role != "model":
+            return [0.0] * len(body)
+        weights = [1.0] * len(body)
+        spans = mentions(turn.text, turn.emphasis) if turn.emphasis and noun_weight != 1.0 else []
+        if not spans:
+            return weights
+        # Texts are ASCII and not normalised: a piece is as long as its text, a byte piece one character.
+        lengths = [1 if self.processor.is_byte(i) else len(self.processor.id_to_piece(i)) for i in body[:-1]]
+        ends = np.cumsum(lengths)
+        for start, end in spans:
+            first, last = np.searchsorted(ends, [start, end - 1], side="right")
+            weights[first : last + 1] = [noun_weight] * (last + 1 - first)
+        return weights
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """The conversation so far and the header of the model's next turn."""
