@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
@@ -166,10 +167,11 @@ def _attention(
 ) -> jax.Array:
     """Projects, rotates, stores keys and values where this layer owns them, attends: [B, T, D]."""
     cosine, sine = step.rotations[layer.rope, layer.head_dim]
-    query = _heads(config, weights, "q", normal, layer.head_dim, config.qk_norm)
+    projected = _project(weights, normal, _projection_sizes(config, layer))
+    query = _heads(config, weights, "q", projected, layer.head_dim)
     query = rotate(query, cosine, sine)  # [B, T, N, H]
     if layer.kv_source is None:
-        keys, values = _keys_and_values(config, layer, weights, normal)
+        keys, values = _keys_and_values(config, layer, weights, projected)
         batch_keys[index] = rotate(keys, cosine, sine), values  # [B, T, K, H]
     scale, softcap = config.attention_scale, config.attention_softcap
     if step.slots is None:
@@ -198,36 +200,58 @@ def _attention(
             platform=platform_of(weights),
             longest=step.longest,
         )
-    return _linear(weights, "o", attended.reshape(*attended.shape[:2], -1))
+    flat = attended.reshape(*attended.shape[:2], -1)
+    return _with_bias(weights, "o", matmul(flat, weights["o"]))
 
 
 def _keys_and_values(
-    config: DecoderConfig, layer: LayerConfig, weights: Params, normal: jax.Array
+    config: DecoderConfig, layer: LayerConfig, weights: Params, projected: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """Keys (normalised, not yet rotated) and values [B, T, K, H]; Gemma 4 may take values from raw keys."""
-    raw = _heads(config, weights, "k", normal, layer.head_dim, False)
-    values = raw if layer.value_from_key else _heads(config, weights, "v", normal, layer.head_dim, False)
-    keys = rms_norm(raw, weights["k_norm"], config.norm_epsilon) if config.qk_norm else raw
+    keys = _heads(config, weights, "k", projected, layer.head_dim)
+    raw = projected["k" if layer.value_from_key else "v"]
+    values = raw.reshape(keys.shape)
     return keys, rms_norm(values, None, config.norm_epsilon) if config.v_norm else values
 
 
 def _heads(
-    config: DecoderConfig, weights: Params, name: str, x: jax.Array, head_dim: int, normalise: bool
+    config: DecoderConfig, weights: Params, name: str, projected: Mapping[str, jax.Array], head_dim: int
 ) -> jax.Array:
-    """A projection split into heads [B, T, heads, H]."""
-    split = _linear(weights, name, x).reshape(*x.shape[:2], -1, head_dim)
-    return rms_norm(split, weights[f"{name}_norm"], config.norm_epsilon) if normalise else split
+    """Queries or keys split into heads [B, T, heads, H], normalised where the family does."""
+    split = projected[name].reshape(*projected[name].shape[:2], -1, head_dim)
+    return rms_norm(split, weights[f"{name}_norm"], config.norm_epsilon) if config.qk_norm else split
 
 
-def _linear(weights: Params, name: str, x: jax.Array) -> jax.Array:
-    product = matmul(x, weights[name])
+def _projection_sizes(config: DecoderConfig, layer: LayerConfig) -> dict[str, int]:
+    """Outputs of the attention projections this layer has."""
+    sizes = {"q": config.heads * layer.head_dim}
+    if layer.kv_source is None:
+        sizes["k"] = layer.kv_heads * layer.head_dim
+        if not layer.value_from_key:
+            sizes["v"] = sizes["k"]
+    return sizes
+
+
+def _project(weights: Params, x: jax.Array, sizes: Mapping[str, int]) -> dict[str, jax.Array]:
+    """Several projections of the same input, biases added; the loader may have joined some (`q+k+v`)."""
+    names, products = list(sizes), dict[str, jax.Array]()
+    while names:
+        count = next(n for n in range(len(names), 0, -1) if "+".join(names[:n]) in weights)
+        group, names = names[:count], names[count:]
+        cuts = list(accumulate(sizes[name] for name in group))[:-1]
+        together = matmul(x, weights["+".join(group)])
+        products |= zip(group, jnp.split(together, cuts, axis=-1), strict=True)
+    return {name: _with_bias(weights, name, product) for name, product in products.items()}
+
+
+def _with_bias(weights: Params, name: str, product: jax.Array) -> jax.Array:
     bias = weights.get(f"{name}_bias")
     return product if bias is None else product + bias
 
 
 def platform_of(weights: Params) -> str:
     """Where the weights lie, `cpu` or `gpu`: recorded when they were placed."""
-    matrix: QuantizedMatrix = weights["q"]
+    matrix: QuantizedMatrix = weights["o"]
     return matrix.platform
 
 
@@ -249,8 +273,8 @@ def _feed_forward_block(
 ) -> jax.Array:
     """The gated feed-forward network of a layer with its norms: what is added to the residual [B, T, D]."""
     normal = rms_norm(hidden, weights["ffn_norm"], config.norm_epsilon)
-    gate = activate(config.activation, matmul(normal, weights["gate"]))  # [B, T, F]
-    out = matmul(gate * matmul(normal, weights["up"]), weights["down"])
+    both = _project(weights, normal, {"gate": layer.ffn_width, "up": layer.ffn_width})
+    out = matmul(activate(config.activation, both["gate"]) * both["up"], weights["down"])
     if layer.experts is not None:
         dense = rms_norm(out, weights["post_dense_norm"], config.norm_epsilon)
         out = dense + _experts_branch(config, layer.experts, weights, hidden)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 
-from engines.decoder import ops
+from engines.decoder import native, ops
 from engines.decoder.blocks import dequantize
 from engines.decoder.config import DecoderConfig
 from engines.decoder.params import ParamSpec, param_specs
 from engines.decoder.quant import QuantizedMatrix, place, place_stack
 from engines.decoder.weights import Progress
-from engines.decoder.weights.headers import Headers, Stored, read_headers
+from engines.decoder.weights.headers import Headers, Rows, Stored, read_headers
 from modelfiles.files import ModelFile
 
 
@@ -50,12 +51,15 @@ def load_model(
     """See `engines.decoder.weights.load`."""
     headers = read_headers(files)
     target = device or jax.devices()[0]
+    if target.platform == "cpu":
+        native.register_all()
     specs = param_specs(headers.config)
     total = sum(tensor.nbytes for tensor in headers.used.values())
     placed: dict[str, Any] = {}
     done = 0
-    for name, tensor in headers.used.items():
-        placed[name] = _place(specs[name], tensor, headers.norm_offset, target)
+    for name, parts in join(headers.used).items():
+        spec, tensor = specs[parts[0]], _joined([headers.used[part] for part in parts])
+        placed[name] = _place(spec, tensor, headers.norm_offset, target)
         done += tensor.nbytes
         if progress is not None:
             progress(done, total)
@@ -69,10 +73,49 @@ def load_model(
     )
 
 
+JOINED = (("q", "k", "v"), ("gate", "up"))
+"""Projections of the same input: one product instead of several, where their storage types agree."""
+
+
+def join(used: Mapping[str, Stored]) -> dict[str, tuple[str, ...]]:
+    """What is placed under which name: `layers.0.q+k+v` for parts that can be one matrix, else themselves."""
+    groups: dict[str, tuple[str, ...]] = {}
+    taken: set[str] = set()
+    for name in used:
+        prefix, _, part = name.rpartition(".")
+        for parts in JOINED:
+            if part == parts[0]:
+                same = _alike(used, [f"{prefix}.{one}" for one in parts])
+                groups[prefix + "." + "+".join(parts[: len(same)])] = same
+                taken.update(same)
+        if name not in taken:
+            groups[name] = (name,)
+    return groups
+
+
+def _alike(used: Mapping[str, Stored], names: Sequence[str]) -> tuple[str, ...]:
+    """The first of `names` and those after it that are stored as it is."""
+    kind = used[names[0]].block_type
+    return tuple(takewhile(lambda name: name in used and used[name].block_type == kind, names))
+
+
+def _joined(tensors: Sequence[Stored]) -> Stored:
+    """Several matrices of one input as one, made when it is read."""
+    if len(tensors) == 1:
+        return tensors[0]
+    outputs = sum(tensor.shape[0] for tensor in tensors)
+    shape = (outputs, *tensors[0].shape[1:])
+
+    def read() -> Rows:
+        return np.concatenate([tensor.read() for tensor in tensors])
+
+    return Stored("+".join(tensor.name for tensor in tensors), shape, tensors[0].block_type, read)
+
+
 def _place(spec: ParamSpec, tensor: Stored, norm_offset: float, device: jax.Device) -> Any:
     rows = tensor.read()
     if spec.role in ("matrix", "embedding"):
-        shape = (spec.shape[0], spec.shape[1])
+        shape = (tensor.shape[0], tensor.shape[1])
         flat = rows.reshape(shape[0], -1)
         return place(flat, tensor.block_type, shape, device, look_up=spec.role == "embedding")
     if spec.role == "experts":

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from engines.decoder import weights
-from engines.decoder.params import cache_bytes, largest_context, memory_needed
+from engines.decoder.params import cache_bytes, largest_context, memory_needed, param_specs
 from engines.decoder.weights import WeightsError
 from modelfiles.files import ModelFile
 
@@ -154,7 +154,8 @@ def test_shards_are_joined(tmp_path: Path, to_safetensors: Writer, files_of: Lis
         index |= dict.fromkeys(part, shard)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     model = weights.load(files_of(tmp_path))
-    assert len(jax.tree.leaves(model.params)) == len(tensors)
+    assert model.stored_types.keys() == {name for name in param_specs(model.config)}
+    assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == sum(a.size for a in tensors.values())
 
 
 def test_norms_gain_their_one_and_bf16_rounds_the_embedding_scale(write: Any) -> None:
