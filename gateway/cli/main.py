@@ -50,8 +50,7 @@ def show_help(arguments: argparse.Namespace) -> int:
     name: str | None = arguments.topic
     if name is not None and name not in BY_NAME:
         raise CommandError(f'unknown command "{name}"', "`gemmule help` lists the commands", 2)
-    build_parser().parse_args([name, "--help"] if name else ["--help"])
-    return OK
+    return _dispatch([name, "--help"] if name else ["--help"])
 
 
 def _dispatch(arguments: list[str]) -> int:

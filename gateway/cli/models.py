@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gateway.cli.connect import connect
-from gateway.cli.errors import NOT_FOUND, OK, USAGE, CommandError
-from gateway.cli.output import human_bytes, human_time, parse_time, sections, table
+from gateway.cli.errors import NOT_FOUND, OK, USAGE, CommandError, explain
+from gateway.cli.output import human_bytes, human_time, parse_time, sections, table, warn
 from gateway.client import Client, ServerRefused
 
 PARTS = ("license", "modelfile", "parameters", "system", "template")
@@ -82,21 +82,17 @@ def copy(arguments: argparse.Namespace) -> int:
 def remove(arguments: argparse.Namespace) -> int:
     """`gemmule rm MODEL...`: every model is tried; the first fault decides the exit code."""
     client = connect(check=True)
-    first: ServerRefused | None = None
+    code = OK
     for model in arguments.models:
         try:
             _unload(client, model)
             client.request("DELETE", "/api/delete", {"model": model, "name": model})
             print(f"deleted '{model}'")
         except ServerRefused as error:
-            if first is not None:
-                from gateway.cli.output import warn
-
-                warn(str(error))
-            first = first or error
-    if first is not None:
-        raise first
-    return OK
+            fault = explain(error)
+            warn(str(fault))
+            code = code or fault.code
+    return code
 
 
 def stop(arguments: argparse.Namespace) -> int:
