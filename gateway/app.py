@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from gateway import __version__
 from gateway.auth import authorize
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound
-from gateway.faults import answer
+from gateway.faults import FaultBoundary, answer
 from gateway.gateway import Gateway
 from gateway.guard import Guard
 
@@ -60,8 +60,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         app.include_router(router)
     app.add_exception_handler(HTTPException, _http_fault)
     app.add_exception_handler(RequestValidationError, _http_fault)
-    for kind in (GatewayError, Exception):
-        app.add_exception_handler(kind, _fault)
+    app.add_middleware(FaultBoundary)
     return app
 
 
@@ -76,10 +75,6 @@ def _routers() -> list[APIRouter]:
         with contextlib.suppress(ModuleNotFoundError):
             found.append(importlib.import_module(name).router)
     return found
-
-
-async def _fault(request: Request, error: Exception) -> Response:
-    return answer(request.scope, error)
 
 
 async def _http_fault(request: Request, error: Exception) -> Response:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from dataclasses import replace
 
-from engines.base import StepOutput, Usage
+from engines.base import StepOutput, TokenLogprob, Usage
 from gateway.types import (
     Event,
     Finished,
@@ -46,8 +47,10 @@ class Choice:
         *,
         with_logprobs: bool,
         prompt: tuple[int, ...],
-        opening: bytes = b"",
+        echo: bool = False,
+        silent: bool = False,
     ) -> None:
+        """`echo` gives the prompt back first; `silent` nothing else, for callers who only want it scored."""
         self._index = index
         self._vocabulary = vocabulary
         self._detokenizer = Detokenizer(vocabulary)
@@ -58,12 +61,21 @@ class Choice:
         self._generated: list[int] = []
         self._calls = 0
         self._thought_tokens = 0
+        self._thinking = False
+        self._echo = echo
+        self._silent = silent
         self.stopped = False
 
     def push(self, output: StepOutput) -> list[Event]:
         """Events that are certain now; after the last output, `finish` gives the rest."""
         events: list[Event] = []
         logprobs = output.logprobs
+        if self._echo:
+            events += self._echoed(output.prompt_logprobs)
+            self._echo = False
+        if self._silent:
+            self.stopped = True
+            return events
         for position, token_id in enumerate(output.token_ids):
             self._generated.append(token_id)
             if logprobs:
@@ -72,6 +84,8 @@ class Choice:
                 mark = TokenMark(token_id)
             for chunk in self._detokenizer.push(mark):
                 events += self._events(self._parser.push(chunk))
+            if self._thinking and token_id not in self._vocabulary.control_token_ids:
+                self._thought_tokens += 1
             if self.stopped:
                 break
         return events
@@ -86,7 +100,9 @@ class Choice:
             events += self._events(self._parser.finish())
         if self._matcher is not None and not self.stopped:
             events += [self._text(chunk) for chunk in self._matcher.finish()]
-        if self.stopped:
+        if self._silent:
+            reason, usage = "length", replace(usage, generated=0)
+        elif self.stopped:
             reason = "stop"
         elif self._calls and reason == "stop":
             reason = "tool_calls"
@@ -100,16 +116,29 @@ class Choice:
         """Tokens received so far."""
         return len(self._generated)
 
+    def _echoed(self, scored: tuple[TokenLogprob | None, ...]) -> list[Event]:
+        """The prompt's text, with its log-probabilities if asked for; the first token has none."""
+        detokenizer = Detokenizer(self._vocabulary)
+        chunks: list[TextChunk] = []
+        for position, token_id in enumerate(self._prompt):
+            entry = scored[position] if position < len(scored) else None
+            mark = TokenMark(token_id, entry.logprob, entry.top) if entry else TokenMark(token_id)
+            chunks += [chunk for chunk in detokenizer.push(mark) if chunk.special is None]
+        chunks += detokenizer.finish()
+        marks = tuple(mark for chunk in chunks for mark in chunk.tokens)
+        return [TextDelta(self._index, "".join(chunk.text for chunk in chunks), self._tokens(marks))]
+
     def _events(self, segments: Iterable[Segment]) -> list[Event]:
         events: list[Event] = []
         for segment in segments:
             if self.stopped:
                 break
+            self._thinking = False
             match segment:
                 case Content(chunk):
                     events += self._content(chunk)
                 case Thinking(chunk):
-                    self._thought_tokens += len(chunk.tokens)
+                    self._thinking = True
                     events.append(ThinkingDelta(self._index, chunk.text, self._tokens(chunk.tokens)))
                 case ToolCallStart(number, name):
                     events += self._flush()

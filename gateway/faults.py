@@ -1,6 +1,7 @@
 """Answers a fault in the dialect of the path it happened on: one table from path to error shape.
 
-Called by the guard, by the app's exception handlers and by nothing else.
+`FaultBoundary` stands around the routes and turns whatever they raise before they answer into a reply.
+Called by the guard and by `app`.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from starlette.types import Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import Fault, ModelNotFound, describe
-from gateway.streaming import JSONReply
+from gateway.streaming import ClientGone, JSONReply, StreamBroken
 
 ANTHROPIC_KINDS = {
     400: "invalid_request_error",
@@ -57,3 +58,27 @@ def answer(scope: Scope, error: BaseException) -> JSONReply:
         return JSONReply({"error": f"model '{error.name}' not found"}, status_code=error.status)
     fault = describe(error)
     return JSONReply(body(fault), status_code=fault.status, headers=fault.headers)
+
+
+class FaultBoundary:
+    """Innermost middleware. An exception after the response began goes on: the connection must break."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except (StreamBroken, ClientGone):
+            raise
+        except Exception as error:
+            if scope["type"] != "http" or started:
+                raise
+            await answer(scope, error)(scope, receive, send)

@@ -291,7 +291,7 @@ class Service:
         return GenerateRequest(
             request_id=index,
             prompt_token_ids=job.prompt.token_ids,
-            max_tokens=max_tokens(job.resolved.num_predict, room),
+            max_tokens=max(1, max_tokens(job.resolved.num_predict, room)),
             stop_token_ids=job.model.vocabulary.end_token_ids,
             ignore_eos=job.options.ignore_eos,
             sampling=sampling,
@@ -316,6 +316,8 @@ class Service:
             job.resolved.stop,
             with_logprobs=job.options.logprobs >= 0,
             prompt=job.prompt.token_ids,
+            echo=job.echo,
+            silent=job.resolved.num_predict == 0,
         )
 
     # -- embedding and tokens ---------------------------------------------------------------------------

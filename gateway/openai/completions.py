@@ -15,8 +15,9 @@ from gateway.types import Event, Failed, Finished, TextDelta, ThinkingDelta, Tok
 class CompletionStream:
     """An `Encoder` for a streamed completion; choices are numbered across all prompts of the request."""
 
-    def __init__(self, heading: Heading, *, include_usage: bool) -> None:
+    def __init__(self, heading: Heading, *, include_usage: bool, n: int = 1) -> None:
         self._heading = heading
+        self._n = n
         self._include_usage = include_usage
         self._offsets: dict[int, int] = {}
         self._finished: list[Finished] = []
@@ -38,7 +39,10 @@ class CompletionStream:
     def finish(self) -> bytes:
         if not self._include_usage:
             return DONE
-        last = self._heading.fields("text_completion") | {"choices": [], "usage": usage_of(self._finished)}
+        last = self._heading.fields("text_completion") | {
+            "choices": [],
+            "usage": usage_of(self._finished, self._n),
+        }
         return sse(last) + DONE
 
     def fail(self, fault: Fault) -> bytes:
@@ -57,7 +61,7 @@ class CompletionStream:
         return sse(chunk | ({"usage": None} if self._include_usage else {}))
 
 
-async def collect(events: AsyncIterator[Event], heading: Heading) -> dict[str, Any]:
+async def collect(events: AsyncIterator[Event], heading: Heading, n: int = 1) -> dict[str, Any]:
     """The whole reply; raises what a `Failed` carries."""
     texts: dict[int, list[str]] = {}
     tokens: dict[int, list[TokenText]] = {}
@@ -81,7 +85,7 @@ async def collect(events: AsyncIterator[Event], heading: Heading) -> dict[str, A
             }
             for index, pieces in sorted(texts.items())
         ],
-        "usage": usage_of(list(finished.values())),
+        "usage": usage_of(list(finished.values()), n),
     }
 
 
@@ -104,9 +108,12 @@ def legacy_logprobs(tokens: tuple[TokenText, ...], start: int) -> dict[str, Any]
     }
 
 
-def usage_of(finished: list[Finished]) -> dict[str, Any]:
-    """Usage of a request with several prompts: each prompt counts once, whatever its number of choices."""
-    prompts: dict[tuple[int, ...], list[Finished]] = {}
-    for event in finished:
-        prompts.setdefault(event.context[:0], []).append(event)
-    return usage(finished)
+def usage_of(finished: list[Finished], n: int) -> dict[str, Any]:
+    """Usage of a request with several prompts: each counts once, whatever its number `n` of choices."""
+    firsts = [event.usage.engine for event in finished if event.index % n == 0]
+    whole = usage(finished)
+    prompt = sum(engine.prompt for engine in firsts)
+    whole["prompt_tokens"] = prompt
+    whole["total_tokens"] = prompt + whole["completion_tokens"]
+    whole["prompt_tokens_details"]["cached_tokens"] = sum(engine.cached for engine in firsts)
+    return whole

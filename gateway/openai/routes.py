@@ -62,10 +62,9 @@ async def legacy_completions(request: Request) -> Response:
     heading = chat.Heading.new("cmpl-", body.model)
     if body.stream:
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        return EventStream(
-            encoded(events, completions.CompletionStream(heading, include_usage=include_usage))
-        )
-    return JSONReply(await unless_gone(request, completions.collect(events, heading)))
+        encoder = completions.CompletionStream(heading, include_usage=include_usage, n=body.n or 1)
+        return EventStream(encoded(events, encoder))
+    return JSONReply(await unless_gone(request, completions.collect(events, heading, body.n or 1)))
 
 
 @router.post("/embeddings")

@@ -21,7 +21,7 @@ from gateway.gateway import Gateway
 from gateway.memory import Device
 from gateway.settings import Settings
 from modelfiles.description import ModelDescription
-from modelfiles.files import ModelFile
+from modelfiles.files import FileRole, ModelFile
 from modelfiles.templates.source import TemplateSource
 
 TEMPLATE = (
@@ -61,11 +61,21 @@ def write_tokenizer(folder: Path) -> ModelFile:
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
         "model": {"type": "BPE", "vocab": vocabulary | names, "merges": []},
     }
-    path = folder / "tokenizer.json"
-    data = json.dumps(document).encode()
+    return write_file(folder, "tokenizer", "tokenizer.json", document)
+
+
+def write_config(folder: Path) -> ModelFile:
+    """Which tokens begin and end a text."""
+    config = {"bos_token": "<bos>", "eos_token": "<eos>", "add_bos_token": True}
+    return write_file(folder, "config", "tokenizer_config.json", config)
+
+
+def write_file(folder: Path, role: FileRole, name: str, content: object) -> ModelFile:
+    path = folder / name
+    data = json.dumps(content).encode()
     path.write_bytes(data)
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    return ModelFile("tokenizer", "tokenizer.json", str(path), digest, len(data))
+    return ModelFile(role, name, str(path), digest, len(data))
 
 
 def scripted_model(folder: Path, name: str = "scripted:latest", **changes: object) -> ServedModel:
@@ -86,7 +96,7 @@ def scripted_model(folder: Path, name: str = "scripted:latest", **changes: objec
         name=name,
         digest=tokenizer.digest,
         weights_digest=tokenizer.digest.removeprefix("sha256:"),
-        files=(tokenizer,),
+        files=(tokenizer, write_config(folder)),
         description=description,
         vocabulary=VOCABULARY,
         template=TemplateSource("jinja", TEMPLATE),

@@ -76,7 +76,9 @@ class World:
         return sum(not runner.closed.is_set() for runner in self.started)
 
 
-def plan(key: str, *, gib: float = 1, context: int = 4096, slots: int = 2, keep_alive: float = 300) -> LoadPlan:
+def plan(
+    key: str, *, gib: float = 1, context: int = 4096, slots: int = 2, keep_alive: float = 300
+) -> LoadPlan:
     load = LoadRequest(files=(), limits=Limits(slots, context))
     return LoadPlan(key, f"{key}:latest", load, int(gib * GIB), keep_alive)
 
