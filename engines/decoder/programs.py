@@ -1,0 +1,381 @@
+"""The compiled programs of one model, and the state they leave on the device.
+
+Every program is compiled ahead of its use, in threads beside the engine's, the most needed first; running one
+never compiles. `ready` says which sizes can be planned with. Logits, cache and token history stay on the
+device; the host passes a few integers per step. Knows rows, slots and positions; not requests, not text.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
+
+from engines.decoder import model, sampling
+from engines.decoder.cache import Cache, init_cache
+from engines.decoder.config import DecoderConfig
+from engines.decoder.plan import Buckets
+from engines.decoder.sampling import Logprobs, Settings
+
+PREFILL_SIZES = (16, 64, 256, 512)
+SCORE_SIZE = 64
+MAX_ROW_SIZES = 5
+COMPILE_THREADS = 2
+
+Key = tuple[str, int]
+"""Kind and size: ("prefill", tokens), ("decode", rows), ("general", rows), ("copy", 1) and so on."""
+
+
+class State(NamedTuple):
+    """What lives on the device between steps; donated to each program that changes it.
+
+    `history` int32 [slots + 1, context] holds every sequence's tokens by position; the last row is trash.
+    """
+
+    cache: Cache
+    history: jax.Array
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One sampling pass, perhaps still running: `packed` int32 [B, 2] is token and status per row."""
+
+    packed: jax.Array
+    logprobs: Logprobs | None
+
+
+def row_sizes(slots: int) -> tuple[int, ...]:
+    """Row counts worth a program each: powers of two up to `slots`, or of four when those are too many."""
+    for factor in (2, 4, 8):
+        sizes = {min(factor**power, slots) for power in range(slots.bit_length() + 1)}
+        if len(sizes) <= MAX_ROW_SIZES:
+            break
+    return tuple(sorted(sizes))
+
+
+def prefill_sizes(context: int) -> tuple[int, ...]:
+    """Chunk sizes worth a program each: none longer than a whole context needs."""
+    useful = [size for size in PREFILL_SIZES if size < context]
+    longer = [size for size in PREFILL_SIZES if size >= context]
+    return tuple(useful + longer[:1])
+
+
+def mask_words(vocabulary_size: int) -> int:
+    return -(-vocabulary_size // 32)
+
+
+class Programs:
+    """Compiles, keeps and runs the programs of one model with `slots` sequences of `context` tokens.
+
+    Methods that run something belong to one thread. The methods of `State` are in device order: what is
+    called first runs first, so a slot may be given away while its last step is still running.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        params: Mapping[str, Any],
+        *,
+        slots: int,
+        context: int,
+        kv_type: DTypeLike,
+        stored: int = 0,
+    ) -> None:
+        self.config = config
+        self.params = params
+        self.trash = slots + stored
+        self.buckets = Buckets(prefill_sizes(context), row_sizes(slots))
+        self._make_state = partial(_init_state, config, slots + stored, context, kv_type)
+        self._abstract_params = jax.tree.map(_abstract, params)
+        self.state = self._make_state()
+        self._abstract_state = jax.tree.map(_abstract, self.state)
+        self._compiled: dict[Key, Any] = {}
+        self._wanted: dict[Key, Future[None]] = {key: Future() for key in self._keys()}
+        self._queue = list(self._wanted)
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(COMPILE_THREADS, thread_name_prefix="compile")
+        self._no_mask = {
+            rows: jnp.zeros((rows, mask_words(config.vocabulary_size)), jnp.uint32)
+            for rows in self.buckets.decode
+        }
+
+    # Compiling
+
+    def _keys(self) -> list[Key]:
+        """All programs of this model, the most needed first."""
+        prefill = sorted(self.buckets.prefill, key=lambda size: abs(size - 64))
+        rows = self.buckets.decode
+        first: list[Key] = [("decode", rows[0]), ("general", rows[0]), ("prefill", prefill[0])]
+        chunks: list[Key] = [("prefill", size) for size in sorted(prefill[1:], reverse=True)]
+        batches: list[Key] = [(kind, size) for size in rows[:0:-1] for kind in ("decode", "general")]
+        greedy: list[Key] = [("greedy", size) for size in (rows[0], *rows[:0:-1])]
+        return [*first, ("copy", 1), greedy[0], *chunks, *batches, *greedy[1:], ("score", SCORE_SIZE)]
+
+    @property
+    def first_keys(self) -> list[Key]:
+        """What the first token of the first request needs."""
+        return self._keys()[:4]
+
+    @property
+    def compiled(self) -> int:
+        return len(self._compiled)
+
+    @property
+    def total(self) -> int:
+        return len(self._wanted)
+
+    def start_compiling(self, progress: Callable[[int, int], None]) -> None:
+        """Returns when the first programs are ready; the others follow in the background."""
+        for _ in range(COMPILE_THREADS):
+            self._pool.submit(self._compile_all)
+        first = self.first_keys
+        for count, key in enumerate(first):
+            progress(count, len(first))
+            self._wanted[key].result()
+        progress(len(first), len(first))
+
+    def wait_all(self) -> None:
+        """Returns when every program is compiled."""
+        for future in self._wanted.values():
+            future.result()
+
+    def hurry(self, key: Key) -> None:
+        """Moves a program to the front of what is still to be compiled."""
+        with self._lock:
+            if key in self._queue:
+                self._queue.remove(key)
+                self._queue.insert(0, key)
+
+    def ready(self) -> Buckets:
+        """The sizes that can be planned with now."""
+        compiled = self._compiled
+        return Buckets(
+            tuple(size for size in self.buckets.prefill if ("prefill", size) in compiled),
+            tuple(
+                size
+                for size in self.buckets.decode
+                if ("decode", size) in compiled and ("general", size) in compiled
+            ),
+        )
+
+    def _compile_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._queue:
+                    return
+                key = self._queue.pop(0)
+            try:
+                self._compiled[key] = self._compile(key)
+            except BaseException as error:
+                self._wanted[key].set_exception(error)
+            else:
+                self._wanted[key].set_result(None)
+
+    def _compile(self, key: Key) -> Any:
+        kind, size = key
+        function, arguments, donated = getattr(self, f"_{kind}_program")(size)
+        function.__name__ = f"{kind}_{size}"
+        return jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
+
+    def _get(self, key: Key) -> Any:
+        """A compiled program; waits when it is not ready, which plans made with `ready` avoid."""
+        if key not in self._compiled:
+            self.hurry(key)
+            self._wanted[key].result()
+        return self._compiled[key]
+
+    # What the programs are: (function, abstract arguments, donated arguments)
+
+    def _prefill_program(self, size: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
+        config = self.config
+
+        def prefill(params: Any, state: State, tokens: jax.Array, where: jax.Array) -> Any:
+            slot, start, length, wanted = where
+            steps = jnp.arange(size, dtype=jnp.int32)
+            real = steps < length
+            positions = jnp.where(real, start + steps, -1)
+            rows = jnp.where(real, slot, state.history.shape[0] - 1)
+            history = state.history.at[rows, jnp.maximum(positions, 0)].set(tokens)
+            batch = model.Batch(tokens[None], positions[None], slot[None])
+            hidden, cache = model.forward(config, params, state.cache, batch)
+            last = lax.dynamic_index_in_dim(hidden[0], length - 1, keepdims=True)  # [1, D]
+            logits = lax.cond(
+                wanted > 0,
+                lambda x: model.logits(config, params, x),
+                lambda x: jnp.zeros((1, config.vocabulary_size), jnp.float32),
+                last,
+            )
+            return logits, hidden[0], State(cache, history)
+
+        return prefill, (self._abstract_params, self._abstract_state, _ints(size), _ints(4)), (1,)
+
+    def _decode_program(self, rows: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
+        config = self.config
+
+        def decode(params: Any, state: State, where: jax.Array) -> Any:
+            slots, positions = where
+            tokens = state.history[slots, jnp.maximum(positions, 0)]
+            batch = model.Batch(tokens[:, None], positions[:, None], slots)
+            hidden, cache = model.forward(config, params, state.cache, batch)
+            logits = model.logits(config, params, hidden[:, 0])
+            return logits, State(cache, state.history)
+
+        return decode, (self._abstract_params, self._abstract_state, _ints(2, rows)), (1,)
+
+    def _greedy_program(self, rows: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
+        def greedy(logits: jax.Array, history: jax.Array, where: jax.Array) -> Any:
+            slots, positions = where
+            drawn = sampling.greedy(logits)
+            packed = jnp.stack(drawn, axis=1)
+            return packed, history.at[slots, positions].set(drawn.token_ids)
+
+        return greedy, (self._logits(rows), self._abstract_state.history, _ints(2, rows)), (1,)
+
+    def _general_program(self, rows: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
+        def general(
+            logits: jax.Array, history: jax.Array, where: jax.Array, settings: Settings, mask: jax.Array
+        ) -> Any:
+            slots, positions = where
+            drawn = sampling.draw(logits, settings, mask, history[slots], positions)
+            logprobs = sampling.log_probabilities(logits, drawn.token_ids, settings.logprobs)
+            packed = jnp.stack(drawn, axis=1)
+            return packed, logprobs, history.at[slots, positions].set(drawn.token_ids)
+
+        settings = jax.tree.map(_abstract, neutral_settings(rows, self.config.vocabulary_size))
+        mask = jax.ShapeDtypeStruct((rows, mask_words(self.config.vocabulary_size)), jnp.uint32)
+        arguments = (self._logits(rows), self._abstract_state.history, _ints(2, rows), settings, mask)
+        return general, arguments, (1,)
+
+    def _copy_program(self, _: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
+        def copy(state: State, where: jax.Array) -> State:
+            source, target = where
+            return jax.tree.map(lambda x: x.at[target].set(x[source]), state)
+
+        return copy, (self._abstract_state, _ints(2)), (0,)
+
+    def _score_program(self, size: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
+        config = self.config
+
+        def score(params: Any, hidden: jax.Array, targets: jax.Array) -> Logprobs:
+            logits = model.logits(config, params, hidden)
+            return sampling.log_probabilities(logits, targets, jnp.ones(size, bool))
+
+        hidden = jax.ShapeDtypeStruct((size, config.width), jnp.float32)
+        return score, (self._abstract_params, hidden, _ints(size)), ()
+
+    def _logits(self, rows: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, self.config.vocabulary_size), jnp.float32)
+
+    # Running
+
+    def prefill(
+        self, tokens: Sequence[int], slot: int, start: int, size: int, wanted: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Computes a prompt chunk: logits [1, V] of its end if `wanted`, and hidden states [size, D]."""
+        padded = np.zeros(size, np.int32)
+        padded[: len(tokens)] = tokens
+        where = np.array([slot, start, len(tokens), wanted], np.int32)
+        run = self._get(("prefill", size))
+        logits, hidden, self.state = run(self.params, self.state, padded, where)
+        return logits, hidden
+
+    def decode(self, slots: Sequence[int], positions: Sequence[int], size: int) -> jax.Array:
+        """One token of each row forward: logits [size, V]. The tokens are those of the history."""
+        where = self._where(slots, positions, size, -1)
+        logits, self.state = self._get(("decode", size))(self.params, self.state, where)
+        return logits
+
+    def sample(
+        self,
+        logits: jax.Array,
+        slots: Sequence[int],
+        positions: Sequence[int],
+        settings: Settings | None,
+        mask: NDArray[np.uint32] | None,
+    ) -> Sampled:
+        """Draws a token per row, to be at `positions`. Without settings all rows are greedy."""
+        rows = logits.shape[0]
+        where = self._where(slots, positions, rows, 0)
+        if settings is None:
+            packed, history = self._get(("greedy", rows))(logits, self.state.history, where)
+            self.state = State(self.state.cache, history)
+            return Sampled(packed, None)
+        chosen = self._no_mask[rows] if mask is None else mask
+        run = self._get(("general", rows))
+        packed, logprobs, history = run(logits, self.state.history, where, settings, chosen)
+        self.state = State(self.state.cache, history)
+        return Sampled(packed, logprobs)
+
+    def copy(self, source: int, target: int) -> None:
+        self.state = self._get(("copy", 1))(self.state, np.array([source, target], np.int32))
+
+    def score(self, hidden: jax.Array, targets: Sequence[int]) -> Logprobs:
+        """Log-probabilities of `targets` after hidden states [SCORE_SIZE, D]."""
+        padded = np.zeros(SCORE_SIZE, np.int32)
+        padded[: len(targets)] = targets
+        found: Logprobs = self._get(("score", SCORE_SIZE))(self.params, hidden, padded)
+        return found
+
+    def has_greedy(self, rows: int) -> bool:
+        return ("greedy", rows) in self._compiled
+
+    def reset(self) -> None:
+        """A new empty state, after a failure that took the old one along."""
+        self.state = self._make_state()
+
+    @property
+    def lost(self) -> bool:
+        """Whether a failed program took the donated state with it."""
+        return any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
+
+    def _where(
+        self, slots: Sequence[int], positions: Sequence[int], size: int, padding: int
+    ) -> NDArray[np.int32]:
+        where = np.empty((2, size), np.int32)
+        where[0], where[1] = self.trash, padding
+        where[0, : len(slots)], where[1, : len(slots)] = slots, positions
+        return where
+
+
+def neutral_settings(rows: int, vocabulary_size: int) -> Settings:
+    """Greedy rows without anything else, as host arrays that a caller fills in."""
+    return Settings(
+        temperature=np.zeros(rows, np.float32),
+        top_k=np.zeros(rows, np.int32),
+        top_p=np.ones(rows, np.float32),
+        min_p=np.zeros(rows, np.float32),
+        typical_p=np.ones(rows, np.float32),
+        repeat_penalty=np.ones(rows, np.float32),
+        repeat_last_n=np.zeros(rows, np.int32),
+        presence_penalty=np.zeros(rows, np.float32),
+        frequency_penalty=np.zeros(rows, np.float32),
+        generated_from=np.zeros(rows, np.int32),
+        seed=np.zeros((rows, 2), np.uint32),
+        bias_ids=np.full((rows, sampling.MAX_BIAS), vocabulary_size, np.int32),
+        bias_values=np.zeros((rows, sampling.MAX_BIAS), np.float32),
+        masked=np.zeros(rows, bool),
+        logprobs=np.zeros(rows, bool),
+    )
+
+
+def _init_state(config: DecoderConfig, slots: int, context: int, kv_type: DTypeLike) -> State:
+    cache = init_cache(config, slots, context, kv_type)
+    return State(cache, jnp.zeros((slots + 1, context), jnp.int32))
+
+
+def _abstract(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
