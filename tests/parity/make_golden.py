@@ -28,7 +28,8 @@ def build(family: str) -> tuple[Any, dict[str, Any], dict[str, list[int]]]:
     config_class = getattr(transformers, f"{prefix}TextConfig", None) or getattr(
         transformers, f"{prefix}Config"
     )
-    model = getattr(transformers, f"{prefix}ForCausalLM")(config_class(**arguments)).eval()
+    head = "TextModel" if family in recipe.ENCODERS else "ForCausalLM"
+    model = getattr(transformers, f"{prefix}{head}")(config_class(**arguments)).eval()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         config = json.loads((Path(folder) / "config.json").read_text())
@@ -43,11 +44,12 @@ def build(family: str) -> tuple[Any, dict[str, Any], dict[str, list[int]]]:
 
 
 def answer(model: Any, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Float32 logits [tokens, vocabulary] of one uncached pass with plain attention."""
+    """Float32 logits [tokens, vocabulary], or an encoder's hidden states, of one uncached pass."""
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        logits = model(torch.from_numpy(ids[None].astype(np.int64)), use_cache=False).logits
-    values: np.ndarray[Any, Any] = logits[0].float().numpy()
+        out = model(torch.from_numpy(ids[None].astype(np.int64)), use_cache=False)
+    scores = out.logits if "logits" in out else out.last_hidden_state
+    values: np.ndarray[Any, Any] = scores[0].float().numpy()
     return values
 
 

@@ -86,6 +86,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": ROPES3,
         },
     ),
+    "embedding_gemma": (
+        "Gemma3",
+        TEXT
+        | {
+            "num_hidden_layers": 7,
+            "sliding_window": 8,
+            "use_bidirectional_attention": True,
+            "query_pre_attn_scalar": 16,
+        },
+    ),
     "gemma4_small": (
         "Gemma4",
         GEMMA4
@@ -114,6 +124,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", TEXT | {"num_hidden_layers": 2}),
 }
 """Name -> class prefix in transformers and the arguments of its configuration."""
+
+ENCODERS = ("embedding_gemma",)
+"""Families whose stored answers are final hidden states, not logits."""
+DENSE = {"2_Dense": (80, 48), "3_Dense": (48, 80)}
+"""Outputs and inputs of the dense layers beside an encoder."""
 
 SHIFTED = ("gemma", "gemma2", "gemma3")
 GGUF_ARCHITECTURES = {
@@ -186,13 +201,20 @@ def list_files(folder: Path) -> list[ModelFile]:
     return found
 
 
-def write_gguf(path: Path, config: Mapping[str, Any], tensors: Tensors, kind: str = "F32") -> list[ModelFile]:
+def write_gguf(
+    path: Path,
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    kind: str = "F32",
+    dense: Mapping[str, np.ndarray[Any, Any]] | None = None,
+) -> list[ModelFile]:
     """A GGUF as llama.cpp's converter makes it: norms with their 1 added, Llama's rows interleaved.
 
-    `kind` is the storage type of matrices; rows that hold no whole blocks stay F32.
+    `kind` is the storage type of matrices; rows that hold no whole blocks stay F32. `dense` are the layers
+    after an encoder's pooling: they make the file an embedding model.
     """
     model_type = config["model_type"]
-    architecture = GGUF_ARCHITECTURES[model_type]
+    architecture = gguf.MODEL_ARCH.GEMMA_EMBEDDING if dense else GGUF_ARCHITECTURES[model_type]
     writer = gguf.GGUFWriter(str(path), gguf.MODEL_ARCH_NAMES[architecture])
     add_metadata(writer, config)
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
@@ -205,6 +227,8 @@ def write_gguf(path: Path, config: Mapping[str, Any], tensors: Tensors, kind: st
         else:
             stored = gguf.GGMLQuantizationType[kind]
             writer.add_tensor(found, gguf.quantize(converted, stored), raw_dtype=stored)
+    for name, matrix in (dense or {}).items():
+        writer.add_tensor(f"dense_{name[0]}.weight", matrix)
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(rope, config["head_dim"]))

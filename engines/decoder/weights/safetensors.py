@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,13 @@ DENSE_FOLDER = re.compile(r"^(?:.*/)?(\d+_Dense)/model\.safetensors$")
 
 def read(files: Sequence[ModelFile]) -> Headers:
     """Configuration and tensor table of a Hugging Face folder. Raises as `read_headers`."""
-    config = DecoderConfig.from_hf(_config_json(files))
+    dense = _dense_layers(files)
+    sizes = tuple(tensor.shape[0] for tensor in dense.values())
+    config = replace(DecoderConfig.from_hf(_config_json(files)), dense_layers=sizes)
     tensors = open_checkpoint([file for file in files if not DENSE_FOLDER.match(file.name)])
     prefix = _prefix(tensors)
     found = {_short(name, prefix): _stored(file, tensor) for name, (file, tensor) in tensors.items()}
+    found |= dense
     names = hugging_face_names(config)
     shared = {
         f"layers.{index}.self_attn.{part}.weight"
@@ -47,6 +51,17 @@ def read(files: Sequence[ModelFile]) -> Headers:
         return tied or name in shared or bool(OTHER_PARTS.search(name) or DERIVED.search(name))
 
     return bind(config, found, names, ignored=ignored, norm_offset=offset)
+
+
+def _dense_layers(files: Sequence[ModelFile]) -> dict[str, Stored]:
+    """The projections that sentence-transformers keeps in folders of their own, in order."""
+    found: dict[str, Stored] = {}
+    for file in sorted(files, key=lambda file: file.name):
+        folder = DENSE_FOLDER.match(file.name)
+        if folder is not None:
+            opened = SafetensorsFile.open(file.path)
+            found |= {f"{folder[1]}/{t.name}": _stored(opened, t) for t in opened.tensors.values()}
+    return found
 
 
 def _config_json(files: Sequence[ModelFile]) -> Mapping[str, Any]:

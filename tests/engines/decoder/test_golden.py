@@ -24,7 +24,6 @@ from engines.decoder.model import Batch, forward, logits
 from engines.decoder.weights.loading import LoadedModel
 
 TESTS = Path(__file__).resolve().parents[2]
-GOLDEN = sorted(path.stem for path in (TESTS / "golden" / "logits").glob("*.npz"))
 TOLERANCE = 1e-4
 CHUNK = 16
 
@@ -38,6 +37,8 @@ def load_recipe() -> ModuleType:
 
 
 recipe = load_recipe()
+STORED = sorted(path.stem for path in (TESTS / "golden" / "logits").glob("*.npz"))
+GOLDEN = [family for family in STORED if family not in recipe.ENCODERS]
 
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiling is what these tests spend their time on
