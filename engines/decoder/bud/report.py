@@ -1,4 +1,4 @@
-"""Runs the evaluation of `evaluation` on an exported bud and writes every output down. Called by `__main__`."""
+"""Runs the evaluation on an exported bud and writes every output down. Called by `__main__`."""
 
 from __future__ import annotations
 
