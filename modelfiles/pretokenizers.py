@@ -14,11 +14,15 @@ __all__ = ["PRE_TOKENIZERS", "PreTokenizer"]
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """`whole_words`: a word that is a token stays whole whatever the merges say; `add_bos`: the default."""
+    """`whole_words`: a word that is a token stays whole whatever the merges say; `add_bos`: the default.
+
+    `compose`: the text is brought to Unicode's composed form (NFC) first.
+    """
 
     patterns: tuple[str, ...]
     whole_words: bool = False
     add_bos: bool = False
+    compose: bool = False
 
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -65,10 +69,11 @@ _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 _KINDS: Final[tuple[tuple[str, PreTokenizer], ...]] = (
     (
-        "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert mpt olmo jais"
-        " trillion granite-docling exaone4 gpt-neox roberta-bpe",
+        "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert olmo jais"
+        " trillion granite-docling exaone4 roberta-bpe",
         PreTokenizer((_GPT2,)),
     ),
+    ("gpt-neox mpt", PreTokenizer((_GPT2,), compose=True)),
     (
         "starcoder refact command-r smollm codeshell exaone minerva-7b",
         PreTokenizer((r"\p{N}", _GPT2)),
@@ -78,8 +83,9 @@ _KINDS: Final[tuple[tuple[str, PreTokenizer], ...]] = (
         PreTokenizer((_LLAMA3,), True, True),
     ),
     ("dbrx smaug-bpe chatglm-bpe glm4 chameleon-bpe", PreTokenizer((_LLAMA3,))),
-    ("qwen2 deepseek-r1-qwen stablelm2 megrez hunyuan solar-open grok-2", PreTokenizer((_QWEN2,))),
-    ("qwen35", PreTokenizer((_QWEN35,))),
+    ("qwen2", PreTokenizer((_QWEN2,), compose=True)),
+    ("deepseek-r1-qwen stablelm2 megrez hunyuan solar-open grok-2", PreTokenizer((_QWEN2,))),
+    ("qwen35", PreTokenizer((_QWEN35,), compose=True)),
     ("gpt-4o llama4 minimax-m2", PreTokenizer((_GPT4O,))),
     ("tekken", PreTokenizer((_TEKKEN,), True, True)),
     (

@@ -80,6 +80,7 @@ def from_sentencepiece(data: bytes, special: SpecialTokens) -> SpanTokenizer:
         end_token_ids=ends,
         add_bos=bos is not None and special.add_bos is not False,
         strip_leading_space=model.add_dummy_prefix,
+        unknown_token_id=model.unknown_id,
     )
     closed = SentencePieceModel(
         pieces=close_to_text(model.pieces, guarded),

@@ -73,6 +73,8 @@ class TokenTable:
     add_bos: bool = False
     strip_leading_space: bool = False
     strips: Mapping[int, tuple[bool, bool]] = field(default_factory=dict)
+    unknown_token_id: int | None = None
+    """Stands for what the vocabulary cannot spell: the one special token that plain text may give."""
 
     def name_of(self, token_id: int | None) -> str | None:
         """The string of a special token, or None."""
@@ -103,6 +105,7 @@ class SpanTokenizer:
         self.table, self._encoder = table, encoder
         self.bos_token = table.name_of(table.bos_token_id)
         self.eos_token = table.name_of(table.eos_token_id)
+        self._never_from_text = table.guarded - {table.unknown_token_id}
 
     @cached_property
     def _specials(self) -> _SpecialFinder:
@@ -140,16 +143,16 @@ class SpanTokenizer:
 
     def _guarded(self, ids: list[int]) -> list[int]:
         """Spell out any special token that an encoder made from plain text after all."""
-        if self.table.guarded.isdisjoint(ids):
+        if self._never_from_text.isdisjoint(ids):
             return ids
         result: list[int] = []
         for token_id in ids:
-            if token_id not in self.table.guarded:
+            if token_id not in self._never_from_text:
                 result.append(token_id)
                 continue
             for character in self.token_text(token_id):
                 spelled = self._encoder.encode(character, False)
-                result += [each for each in spelled if each not in self.table.guarded]
+                result += [each for each in spelled if each not in self._never_from_text]
         return result
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -60,9 +60,11 @@ class ByteLevelEncoder:
         user_defined: Iterable[str] = (),
     ) -> None:
         import tokenizers
-        from tokenizers import pre_tokenizers
+        from tokenizers import normalizers, pre_tokenizers
 
         tokenizer = _build(vocabulary, merges, ignore_merges=cut.whole_words)
+        if cut.compose:
+            tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in cut.patterns]
             + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]

@@ -40,6 +40,9 @@ from modelfiles.tokenizer_spm import (
 __all__ = ["from_metadata"]
 
 _PREFIX: Final = "tokenizer.ggml."
+_PRE_OF_ARCHITECTURE: Final = {"gpt2": "gpt-2", "gptneox": "gpt-neox", "falcon": "falcon", "mpt": "mpt"}
+"""What files from before `tokenizer.ggml.pre` meant; other families in them have `default`."""
+
 _END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -92,7 +95,7 @@ def _read(metadata: Mapping[str, Any]) -> _Ggml:
     merges = value("merges", ())
     return _Ggml(
         model=str(value("model", "llama")),
-        pre=str(value("pre", "default")),
+        pre=str(value("pre", _PRE_OF_ARCHITECTURE.get(str(metadata.get("general.architecture")), "default"))),
         texts=tuple(tokens),
         scores=_numbers(value("scores"), size, 0.0),
         kinds=_numbers(value("token_type"), size, NORMAL),
@@ -135,6 +138,7 @@ def _table(
         end_token_ids=ends,
         add_bos=ggml.flags.get("add_bos_token", add_bos) and bos is not None,
         strip_leading_space=strip_leading_space,
+        unknown_token_id=_unknown_id(ggml),
     )
 
 

@@ -129,12 +129,22 @@ def _table(document: _Document, special: SpecialTokens) -> TokenTable:
         end_token_ids=ends,
         add_bos=bos is not None and (_bos_of_template(document) == bos if add_bos is None else add_bos),
         strip_leading_space=_strips_space(document.whole.get("decoder")),
+        unknown_token_id=_unknown(document),
         strips={
             index: (bool(entry.get("lstrip")), bool(entry.get("rstrip")))
             for index, entry in added.items()
             if entry.get("lstrip") or entry.get("rstrip")
         },
     )
+
+
+def _unknown(document: _Document) -> int | None:
+    model = document.whole["model"]
+    name = model.get("unk_token")
+    if isinstance(name, str):
+        return document.texts.get(name)
+    index = model.get("unk_id")  # of Unigram
+    return index if type(index) is int else None
 
 
 def _bos_of_template(document: _Document) -> int | None:
