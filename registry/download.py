@@ -19,12 +19,12 @@ from pathlib import Path
 from registry.blobs import Blob, Digest, parse_digest
 from registry.errors import DigestMismatch, DiskFull, ObjectChanged, SourceError, Unauthorized, Unavailable
 from registry.locks import Lease
-from registry.partial import Hashes, Part, Partial
+from registry.partial import Hashes, Part, Partial, part_size
 from registry.store import Store
 from registry.threads import in_thread
 from registry.transport import Reply, Transport
 
-WRITE_BYTES = 1 << 20
+WRITE_BYTES = 1 << 19
 UNKNOWN_SIZE_LIMIT = 1 << 40
 _SLOWEST = 1 << 10
 """Bytes a second below which a connection counts as stalled."""
@@ -184,8 +184,10 @@ class _Download:
                     if attempt == 2:
                         raise
             raise AssertionError("unreachable")
+        except BaseException:
+            await self._save_the_rest()
+            raise
         finally:
-            await self._finish_saving()
             self._partial.close()
 
     async def _open(self) -> Blob | None:
@@ -203,7 +205,7 @@ class _Download:
         partial, remote = self._partial, self._remote
         if partial.size < 0 and remote.size is not None:
             self._require_room(remote.size)
-            await in_thread(partial.begin, remote.size)
+            await in_thread(partial.begin, remote.size, self._step(remote.size))
         elif partial.size >= 0:
             self._require_room(partial.size - partial.done)
         self._report()
@@ -220,6 +222,9 @@ class _Download:
             follower.result()  # it only ends by itself when it failed to read
         await self._finish_saving()
         return await in_thread(self._prove_and_publish, hashes)
+
+    def _step(self, size: int) -> int:
+        return part_size(size, self._settings.least_part)
 
     def _require_room(self, needed: int) -> None:
         free = self._store.disk.free_bytes(self._store.blobs.staging)
@@ -262,7 +267,7 @@ class _Download:
                 raise _RangesIgnored
             self._partial.validator = _validator(reply)
             self._require_room(total)
-            await in_thread(self._partial.begin, total)
+            await in_thread(self._partial.begin, total, self._step(total))
 
         await self._try(Part(0, 1), learn)
 
@@ -306,14 +311,18 @@ class _Download:
         """Writes what comes, never more than the part holds."""
         buffer = bytearray()
         pace = _Pace(self._settings.stall_timeout, reply.url)
-        async for chunk in reply.chunks():
-            pace.count(len(chunk))
-            buffer += chunk[: part.missing - len(buffer)]
-            if len(buffer) >= WRITE_BYTES or len(buffer) >= part.missing:
-                await self._write(part, buffer)
-                buffer = bytearray()
-                if not part.missing:
-                    return
+        try:
+            async for chunk in reply.chunks():
+                pace.count(len(chunk))
+                buffer += chunk[: part.missing - len(buffer)]
+                if len(buffer) >= WRITE_BYTES or len(buffer) >= part.missing:
+                    full, buffer = buffer, bytearray()
+                    await self._write(part, full)
+                    if not part.missing:
+                        return
+        except (Unavailable, asyncio.CancelledError):
+            await self._write(part, buffer)  # what came before the line broke need not come again
+            raise
         if buffer:
             await self._write(part, buffer)
         if part.missing:
@@ -322,11 +331,18 @@ class _Download:
     async def _write(self, part: Part, buffer: bytearray) -> None:
         await in_thread(self._partial.write, part, buffer)
         self._report()
-        due = self._partial.done - self._saved >= max(1, self._partial.parts[0].end)
+        due = self._partial.done - self._saved >= max(1, self._partial.parts[0].end // 2)
         if due and (self._saving is None or self._saving.done()):
             await self._finish_saving()
             self._saved = self._partial.done
             self._saving = asyncio.create_task(in_thread(self._partial.save))
+
+    async def _save_the_rest(self) -> None:
+        """Before giving up: records everything that came, so that the next try repeats none of it."""
+        with contextlib.suppress(Exception):
+            await self._finish_saving()
+            if self._partial.done > self._saved:
+                await in_thread(self._partial.save)
 
     async def _finish_saving(self) -> None:
         saving, self._saving = self._saving, None
@@ -344,7 +360,8 @@ class _Download:
             expected = self._remote.size if self._remote.size is not None else reply.length
             self._require_room(expected or 0)
             limit = UNKNOWN_SIZE_LIMIT if expected is None else expected
-            await in_thread(self._partial.begin, limit if expected is not None else 0, True)
+            size = expected or 0
+            await in_thread(self._partial.begin, size, size)
             self._partial.parts[0].end = limit
             try:
                 await self._take(reply, self._partial.parts[0])

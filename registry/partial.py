@@ -19,13 +19,10 @@ from registry.blobs import BlobStore
 from registry.disk import Disk
 from registry.locks import try_lock
 
-PART_BYTES_LEAST = 8 << 20
-PART_BYTES_MOST = 64 << 20
 
-
-def part_size(total: int) -> int:
-    """Bytes of a part of a file: a sixteenth of it, between 8 and 64 MiB."""
-    return max(PART_BYTES_LEAST, min(PART_BYTES_MOST, -(-total // 16)))
+def part_size(total: int, least: int) -> int:
+    """Bytes of a part of a file: a sixteenth of it, but between `least` and eight times that."""
+    return max(least, min(8 * least, -(-total // 16)))
 
 
 @dataclass(slots=True)
@@ -106,10 +103,10 @@ class Partial:
             if record.identity == self.identity and _consistent(parts, record.size):
                 self.size, self.validator, self.parts = record.size, record.validator, parts
 
-    def begin(self, size: int, whole: bool = False) -> None:
-        """Lays out the parts of an object of `size` bytes; with `whole`, one part (no ranges to be had)."""
+    def begin(self, size: int, step: int) -> None:
+        """Lays out an object of `size` bytes in parts of `step` bytes."""
         self.size = size
-        step = max(size, 1) if whole else part_size(size)
+        step = max(step, 1)
         self.parts = [Part(start, min(start + step, size)) for start in range(0, max(size, 1), step)]
         self._disk.truncate(self.descriptor, size)
 

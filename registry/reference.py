@@ -104,7 +104,7 @@ def _url(text: str) -> Reference:
     stem = word(PurePosixPath(parts.path).stem)
     try:
         host = f"{parts.hostname}:{parts.port}" if parts.port else f"{parts.hostname}"
-        name = ModelName.of(host, "files", stem, DEFAULT_TAG)
+        name = ModelName.of(host if parts.hostname else "", "files", stem, DEFAULT_TAG)
     except (ValueError, InvalidName) as error:
         raise InvalidReference(f"cannot read the address {text[:200]!r}") from error
     if parts.username or parts.password:

@@ -55,6 +55,8 @@ class ClientSettings:
     backoff: float = 0.5
     longest_wait: float = 60.0
     connections: int = 8
+    least_part: int = 8 << 20
+    """Bytes of the smallest part of a parallel download; what a resumed one may have to repeat."""
     user_agent: str = "gemmule"
 
     def variable(self, *names: str) -> str:
@@ -158,6 +160,7 @@ class Transport:
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
         self._clients: dict[tuple[str, str], httpx2.AsyncClient] = {}
+        self._tls: ssl.SSLContext | None = None
         self._public = [ipaddress.ip_network(text) for text in settings.public_networks]
 
     async def close(self) -> None:
@@ -239,7 +242,7 @@ class Transport:
             settings = self.settings
             self._clients[key] = httpx2.AsyncClient(
                 proxy=proxy or None,
-                verify=_tls_context(settings.environment),
+                verify=self._tls_context() if origin_of(url).startswith("https") else False,
                 trust_env=False,
                 follow_redirects=False,
                 timeout=httpx2.Timeout(
@@ -248,6 +251,12 @@ class Transport:
                 limits=httpx2.Limits(max_connections=4 * settings.connections, keepalive_expiry=30),
             )
         return self._clients[key]
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """Made once, and only when needed: reading the system's certificates takes a while."""
+        if self._tls is None:
+            self._tls = _tls_context(self.settings.environment)
+        return self._tls
 
     async def _checked_address(self, url: str, trusted: bool | None) -> tuple[str | None, bool]:
         """The address to connect to (None: the proxy resolves) and whether it is a private one.
@@ -338,11 +347,11 @@ def proxy_for(url: str, environment: Mapping[str, str]) -> str:
     return "" if urllib.request.proxy_bypass_environment(netloc, {"no": excluded}) else proxy  # type: ignore[attr-defined]
 
 
-def _tls_context(environment: Mapping[str, str]) -> ssl.SSLContext | bool:
+def _tls_context(environment: Mapping[str, str]) -> ssl.SSLContext:
     """The system's trust, or what SSL_CERT_FILE and SSL_CERT_DIR name."""
     file, folder = environment.get("SSL_CERT_FILE"), environment.get("SSL_CERT_DIR")
     if not file and not folder:
-        return True
+        return httpx2.create_ssl_context(trust_env=False)
     try:
         return ssl.create_default_context(cafile=file or None, capath=folder or None)
     except OSError as error:

@@ -84,8 +84,8 @@ class KaggleSource:
                 raise SourceError(f"{self.endpoint} lists a file with a strange name") from error
             token = str(answer.get("nextPageToken") or "")
             if not token or not found:
-                return names
-        return None
+                break
+        return names if len(names) <= FILES_ONE_BY_ONE else None
 
     def _remote(self, handle: Mapping[str, Any], path: str | None, where: str) -> RemoteFile:
         asked = {**handle, **({"path": path} if path else {})}

@@ -216,6 +216,7 @@ class FakeHub:
             else:
                 headers["Content-Range"] = f"bytes {start}-{end}/{len(body)}"
                 answer.status, body = 206, body[start : end + 1]
+        headers |= fault.headers
         if not fault.no_length:
             headers.setdefault("Content-Length", str(len(body)))
         else:
