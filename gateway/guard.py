@@ -10,6 +10,7 @@ import asyncio
 import fnmatch
 import ipaddress
 import logging
+import re
 import secrets
 import socket
 from collections.abc import Iterable
@@ -52,6 +53,8 @@ ALLOWED_HEADERS = (
 )
 EXPOSED_HEADERS = "x-request-id, retry-after, retry-after-ms, x-should-retry, openai-processing-ms"
 
+_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
+
 log = logging.getLogger("gemmule.gateway")
 
 
@@ -65,7 +68,8 @@ class HostPolicy:
         self._loopback = settings.is_loopback
 
     def allows(self, header: str) -> bool:
-        host = _host_of(header)
+        """Whether a Host header names us; one with anything but a name and a port in it does not."""
+        host = _host_of(header) if _HOST.fullmatch(header) else ""
         if self._any or host in self._names or host in self._extra:
             return True
         try:

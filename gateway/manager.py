@@ -136,6 +136,11 @@ class Lease:
             entry, self._entry = self._entry, None
             self._manager._release(entry, self._weight, error)
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether the runner was ended because the server stops."""
+        return self._manager.closed
+
     def __enter__(self) -> Lease:
         return self
 
@@ -165,6 +170,11 @@ class ModelManager:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._closed = False
         self.on_progress: Callable[[str, LoadProgress], None] = lambda name, progress: None
+
+    @property
+    def closed(self) -> bool:
+        """Whether everything is being ended."""
+        return self._closed
 
     # -- leasing --------------------------------------------------------------------------------------
 

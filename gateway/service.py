@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from engines.base import EncodeRequest, GenerateRequest, Grammar, StepOutput, Usage
 from gateway.catalog import Catalog, ServedModel
 from gateway.choice import Choice
-from gateway.errors import BadRequest, ContextOverflow, EngineFailure
+from gateway.errors import BadRequest, ContextOverflow, EngineFailure, ShuttingDown
 from gateway.manager import Lease, ModelManager
 from gateway.metrics import Metrics
 from gateway.options import check_biases, max_tokens, resolve
@@ -380,7 +380,7 @@ class _Events:
         except Exception as raised:
             error = raised
             self._metrics.failed(self._job.model.name)
-            yield Failed(raised)
+            yield Failed(ShuttingDown() if self._lease.cancelled else raised)
         finally:
             for stream in self._streams:
                 await stream.aclose()  # type: ignore[attr-defined]

@@ -27,6 +27,10 @@ TOOL = {
 }
 
 
+def image_turn(url: str) -> list[dict[str, object]]:
+    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+
+
 CALL_OPEN = {"tokens": [263]}
 CALL_CLOSE = {"tokens": [264]}
 
@@ -243,10 +247,8 @@ def test_token_ids_are_refused_with_the_hint_that_fixes_langchain(client: openai
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
         ({"modalities": ["audio"]}, "unsupported_parameter", "modalities"),
         ({"reasoning_effort": "extreme"}, "invalid_value", "reasoning_effort"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y"}}]}]},
-         "invalid_value", "messages.0.content.0"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]},
-         "invalid_value", "messages.0.content"),
+        ({"messages": image_turn("https://x/y")}, "invalid_value", "messages.0.content.0"),
+        ({"messages": image_turn("data:image/png;base64,AAAA")}, "invalid_value", "messages.0.content"),
     ],
 )  # fmt: skip
 def test_wrong_requests_are_named(
