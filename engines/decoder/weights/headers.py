@@ -91,7 +91,7 @@ def bind(
             used[canonical] = _checked(tensor, spec)
         elif not spec.optional:
             raise WeightsError(f"tensor {names[canonical]!r} is missing")
-    taken = {tensor.name for tensor in used.values()} | {names[canonical] for canonical in used}
+    taken = {names[canonical] for canonical in used}
     rest = sorted(set(found) - taken)
     unknown = [name for name in rest if not ignored(name)]
     if unknown:
