@@ -6,9 +6,17 @@ Strict like Go's decoder (no "3" for 3), lenient where Go is: null is absence, u
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from gateway.errors import BadRequest
 from gateway.ollama.duration import parse_duration
@@ -50,9 +58,16 @@ class Body(BaseModel):
 
 
 class NamedBody(Body):
-    """A body that names a model under `model` or, as old clients do, `name`."""
+    """A body that names a model under `model` or `name`; Ollama's own command fills either and leaves the
+    other empty."""
 
-    model: str | None = Field(default=None, validation_alias=AliasChoices("model", "name"))
+    model: str | None = None
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _one_name(self) -> Self:
+        self.model = self.model or self.name
+        return self
 
 
 class GenerationBody(Body):

@@ -48,6 +48,7 @@ def test_null_and_empty_are_absence_and_unknown_keys_are_ignored() -> None:
 def test_name_stands_for_model(kind: Any) -> None:
     assert read_body(kind, b'{"name":"fox"}').model == "fox"
     assert read_body(kind, b'{"model":"owl","name":"fox"}').model == "owl"
+    assert read_body(kind, b'{"model":"","name":"fox"}').model == "fox"
 
 
 def test_keys_that_python_could_not_name() -> None:
