@@ -255,10 +255,9 @@ class ModelBuilder:
         kept_adapters = [layer for layer in base.layers if layer.kind == "adapter" and not adapters]
         weights = [layer for layer in base.layers if layer.kind != "adapter"]
         layers = [*weights, *kept_adapters, *adapters, *self._text_layers(modelfile, base)]
+        manifest = self._manifest(base_config(modelfile, base.config), layers)
         self._on_progress(Progress("writing manifest"))
-        model, removed = self._store.write(
-            target, self._manifest(base_config(modelfile, base.config), layers)
-        )
+        model, removed = self._store.write(target, manifest)
         if removed:
             self._on_progress(Progress("removing unused layers"))
         self._on_progress(Progress("success"))

@@ -104,8 +104,9 @@ class Puller:
         self._identity_path = identity_path or store.root.parent / "id_ed25519"
         self.transport = Transport(settings)
         self._downloader = Downloader(store, self.transport)
+        self.oci = OciSource(self.transport, self.identity)
         self.sources: dict[SourceKind, Source] = {
-            "oci": OciSource(self.transport, self.identity),
+            "oci": self.oci,
             "huggingface": HuggingFaceSource(self.transport),
             "kaggle": KaggleSource(self.transport),
             "url": UrlSource(self.transport),
