@@ -41,9 +41,10 @@ MAX_KEYS: Final = 1 << 16
 MAX_TENSORS: Final = 1 << 17
 MAX_KEY_BYTES: Final = (1 << 16) - 1
 MAX_TENSOR_NAME_BYTES: Final = 256
-MAX_STRING_BYTES: Final = 1 << 26
 MAX_ARRAY_STRINGS: Final = 1 << 21
 MAX_DIMENSIONS: Final = 4
+LONGEST_KEPT_STRING: Final = 1 << 20
+"""Longer strings (a whole tokenizer.json, say) are passed over: no key that anyone reads has one."""
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _SCALARS: Final[dict[int, str]] = {
@@ -243,20 +244,31 @@ def _check_count(count: int, limit: int, least_bytes: int, cursor: _Cursor, what
 
 def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
+    seen: set[str] = set()
     for _ in range(count):
         start = cursor.position
         key = cursor.text(MAX_KEY_BYTES, "a metadata key")
-        if not key or key in metadata:
+        if not key or key in seen:
             raise GgufError(f"metadata key {key!r} is {'there twice' if key else 'empty'}", start)
-        metadata[key] = _read_value(cursor, key)
+        value = _read_value(cursor, key)
+        if value is not None:
+            metadata[key] = value
+        seen.add(key)
     return metadata
 
 
 def _read_value(cursor: _Cursor, key: str) -> Any:
+    """A number, string or array; None for a string too long to keep."""
     start = cursor.position
     kind = cursor.scalar("I", f"the type of {key}")
     if kind == _STRING:
-        return cursor.string(MAX_STRING_BYTES, key).decode("utf-8", "replace")
+        length = cursor.scalar("Q", f"the length of {key}")
+        begin = cursor.need(length, key)
+        return (
+            str(cursor.buffer[begin : begin + length], "utf-8", "replace")
+            if length <= LONGEST_KEPT_STRING
+            else None
+        )
     if kind == _ARRAY:
         return _read_array(cursor, key)
     if kind == _BOOL:
