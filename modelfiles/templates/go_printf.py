@@ -1,11 +1,13 @@
 """Go's `printf`: verbs, flags, widths, argument numbers, and what it prints instead of failing.
 
-Knows values by `go_values`. Width and precision are bounded. Used by `golang_eval`. Behaviour: Go's package
-documentation of fmt; `%x` of floats and `%b` of floats are refused.
+Knows values by `go_values`. Width and precision are bounded; a precision for `%x` and `%b` of floats is
+refused. Used by `go_functions`. Behaviour: Go's package documentation of fmt.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +41,7 @@ class _Spec:
     sharp: bool = False
     space: bool = False
     zero: bool = False
+    named: bool = False
     width: int | None = None
     precision: int | None = None
 
@@ -195,8 +198,8 @@ def _is_nil(value: Any) -> bool:
 def _bad_verb(spec: _Spec, value: Any) -> str:
     if _is_nil(value):
         return f"%!{spec.verb}(<nil>)"
-    plain = _Spec("v", width=spec.width, precision=spec.precision, zero=spec.zero, minus=spec.minus)
-    return f"%!{spec.verb}({type_name(value)}={format_verb(plain, value)})"
+    shown = _format_plain(dataclasses.replace(spec, verb="v"), value)
+    return f"%!{spec.verb}({type_name(value)}={shown})"
 
 
 def format_verb(spec: _Spec, value: Any) -> str:
@@ -205,8 +208,15 @@ def format_verb(spec: _Spec, value: Any) -> str:
         return spec.pad(type_name(value))
     if _is_nil(value):
         return spec.pad("<nil>") if spec.verb == "v" else _bad_verb(spec, value)
-    if spec.verb == "v" and spec.sharp:
-        return _go_syntax(spec, value)
+    if spec.verb == "v":
+        if spec.sharp:
+            return _go_syntax(spec, value)
+        spec = dataclasses.replace(spec, plus=False, named=spec.plus)
+    return _format_plain(spec, value)
+
+
+def _format_plain(spec: _Spec, value: Any) -> str:
+    """As the verb says, by the kind of value; `v` has no meaning of its own left."""
     if isinstance(value, bool):
         return spec.pad(str(value).lower()) if spec.verb in "tv" else _bad_verb(spec, value)
     if isinstance(value, int):
@@ -224,14 +234,13 @@ def _format_collection(spec: _Spec, value: Any) -> str:
     """Brackets around the elements, each printed by the verb."""
 
     def element(item: Any) -> str:
-        return spec.pad("<nil>") if item is None else format_verb(spec, item)
+        return "<nil>" if item is None else format_verb(spec, item)
 
     if isinstance(value, dict):
         entries = (f"{element(key)}:{element(item)}" for key, item in sorted_items(value))
         return f"map[{' '.join(entries)}]"
     if isinstance(value, Struct):
-        named = spec.verb == "v" and spec.plus
-        fields = (f"{name}:{element(v)}" if named else element(v) for name, v in value.fields.items())
+        fields = (f"{name}:{element(v)}" if spec.named else element(v) for name, v in value.fields.items())
         return "{" + " ".join(fields) + "}"
     return "[" + " ".join(element(item) for item in value) + "]"
 
@@ -264,7 +273,7 @@ def _format_int(spec: _Spec, value: int) -> str:
     if spec.verb not in _BASES:
         return _bad_verb(spec, value)
     digits = format(abs(int(value)), _BASES[spec.verb])
-    sign = "-" if value < 0 else ("+" if spec.plus and spec.verb != "v" else (" " if spec.space else ""))
+    sign = "-" if value < 0 else ("+" if spec.plus else (" " if spec.space else ""))
     if spec.precision is not None:
         digits = "" if spec.precision == 0 and value == 0 else digits.rjust(spec.precision, "0")
         if not digits:
@@ -288,23 +297,50 @@ def _format_rune(spec: _Spec, value: int) -> str:
 
 
 def _format_float(spec: _Spec, value: float) -> str:
-    if spec.verb not in "vgGfFeE":
-        if spec.verb in "bxX":
-            raise TemplateError(f"printf does not support %{spec.verb} of a float")
+    if spec.verb not in "vgGfFeExXb":
         return _bad_verb(spec, value)
-    verb = "g" if spec.verb == "v" else spec.verb
     finite = value - value == 0
-    if not finite or (verb in "gG" and spec.precision is None):
-        text = format_float(value)
-        text = text.upper() if verb == "G" and finite else text
-    else:
-        text = format(value, f".{6 if spec.precision is None else spec.precision}{verb}")
+    text = _float_digits(spec, value) if finite else format_float(value)
     sign, number = (text[0], text[1:]) if text[0] in "+-" else ("+", text)
-    plus = spec.plus and spec.verb != "v"
-    shown = sign if sign == "-" or plus or (not finite and text[0] == "+") else (" " if spec.space else "")
+    infinite_plus = not finite and text[0] == "+"
+    shown = sign if sign == "-" or spec.plus or infinite_plus else (" " if spec.space else "")
     if spec.zero and not spec.minus and finite and shown and (spec.width or 0) > len(shown + number):
         return shown + number.rjust((spec.width or 0) - len(shown), "0")
     return spec.pad(shown + number, zero_allowed=finite)
+
+
+def _float_digits(spec: _Spec, value: float) -> str:
+    verb = "g" if spec.verb == "v" else spec.verb
+    if verb in "xXb":
+        if spec.precision is not None:
+            raise TemplateError(f"printf does not support %.{spec.precision}{verb} of a float")
+        text = _hexadecimal(value) if verb in "xX" else _binary(value)
+    elif verb in "gG" and spec.precision is None:
+        text = _with_point(format_float(value)) if spec.sharp else format_float(value)
+    else:
+        text = format(
+            value, f"{'#' if spec.sharp else ''}.{6 if spec.precision is None else spec.precision}{verb}"
+        )
+    return text.upper() if verb in "GX" else text
+
+
+def _with_point(text: str) -> str:
+    """`%#g`: always a point, at least six digits."""
+    mantissa, e, exponent = text.partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    digits = len((whole.lstrip("-") + fraction).lstrip("0")) + (whole.lstrip("-") == "0" and not fraction)
+    return f"{whole}.{fraction}{'0' * (6 - digits)}{e}{exponent}"
+
+
+def _hexadecimal(value: float) -> str:
+    mantissa, _, exponent = value.hex().partition("p")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}p{exponent[0]}{int(exponent[1:]):02d}"
+
+
+def _binary(value: float) -> str:
+    mantissa, exponent = math.frexp(value)
+    return f"{int(mantissa * 2**53)}p{exponent - 53:+d}" if value else "0p-1074"
 
 
 def _go_syntax(spec: _Spec, value: Any) -> str:

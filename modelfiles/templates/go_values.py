@@ -1,7 +1,8 @@
 """Go's values as templates see them, and their formatting: fmt's verbs, JSON, and the escaping functions.
 
 Python's str, bool, int, float, list and dict stand for Go's string, bool, int, float64, []any and
-map[string]any; None is a nil interface. Bytes of a string that are no UTF-8 are lone surrogates. Used by `golang_eval`.
+map[string]any; None is a nil interface. Bytes of a string that are no UTF-8 are lone surrogates. Used by the
+other Go modules.
 Formats: Go's package documentation of fmt, strconv, encoding/json and text/template.
 """
 

@@ -7,6 +7,7 @@ to a `Budget`. Called by `go_chat`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -155,7 +156,8 @@ class _State:
             finally:
                 del self.scope[mark:]
         if not ran and branch.otherwise is not None:
-            self._body(branch.otherwise, dot)
+            with contextlib.suppress(_Break):  # as in Go, `break` there ends this range, not the outer one
+                self._body(branch.otherwise, dot)
 
     def _set_range_variables(self, pipeline: Pipeline, index: Any, element: Any) -> None:
         """One variable gets the element; of two the first gets the index."""

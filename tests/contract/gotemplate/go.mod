@@ -1,0 +1,3 @@
+module gemmule/tests/gotemplate
+
+go 1.21
