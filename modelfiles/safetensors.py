@@ -105,7 +105,7 @@ def _read_header(buffer: memoryview, name: str) -> tuple[dict[str, Any], int]:
         raise SafetensorsError(f"{name} has no JSON header: it is no safetensors file")
     try:
         header = json.loads(bytes(buffer[8 : 8 + length]), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise SafetensorsError(f"the header of {name} is not valid JSON: {error}") from error
     if len(header) > MAX_TENSORS:
         raise SafetensorsError(f"{name} lists {len(header)} tensors; the limit is {MAX_TENSORS}")
@@ -113,10 +113,11 @@ def _read_header(buffer: memoryview, name: str) -> tuple[dict[str, Any], int]:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"key {name!r} is there twice")
+        result[name] = value
     return result
 
 

@@ -344,7 +344,7 @@ def test_mutated_files_open_or_are_refused(tmp_path: Path) -> None:
     chance = random.Random(20261120)
     path = tmp_path / "m.gguf"
     refused, slowest = 0, 0.0
-    for number in range(3000):
+    for number in range(2000):
         path.write_bytes(mutated(original, chance))
         start = time.perf_counter()
         try:
@@ -357,5 +357,5 @@ def test_mutated_files_open_or_are_refused(tmp_path: Path) -> None:
         slowest = max(slowest, time.perf_counter() - start)
         if number % 20 == 0:
             assert peak_bytes(path) < 1 << 20
-    assert 1000 < refused < 3000
+    assert 800 < refused < 2000
     assert slowest < 1
