@@ -181,7 +181,7 @@ NAMES: Mapping[GrammarKind, str] = {
 
 def _message(kind: GrammarKind, error: str) -> str:
     """The head of an error: llguidance repeats the caller's whole source in it, and Rust's back traces."""
-    head = error.strip().split("\n\n", 1)[0].split("stack backtrace", 1)[0].strip()
+    head = error.strip().split("<state>", 1)[0].split("stack backtrace", 1)[0].strip()
     return f"{NAMES[kind]} cannot be used: {head[:MAX_ERROR_CHARS]}"
 
 

@@ -7,6 +7,7 @@ Implements `engines.serving.ServedEngine`; belongs to the runner's engine thread
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import (
-    EncodeOutput,
     EncodeRequest,
     EngineError,
     FinishReason,
@@ -39,14 +39,14 @@ from engines.decoder.cache import DTYPES
 from engines.decoder.config import DecoderConfig
 from engines.decoder.plan import DecodeGroup, PrefillChunk, SampleMode, StepPlan
 from engines.decoder.prefix import Ring
-from engines.decoder.programs import SCORE_SIZE, Programs, Sampled, mask_words, neutral_settings
+from engines.decoder.programs import Programs, Sampled, mask_words, neutral_settings
 from engines.decoder.sampling import BAD_LOGITS, MAX_BIAS, OK, TOP_LOGPROBS, Logprobs, Settings
 from engines.decoder.scheduler import Scheduler
 from engines.grammar import GrammarCompiler, Matcher
 from engines.serving import StepResult, first_line, is_out_of_memory
 
 MAX_STORED = 2
-COMPILE_WAIT_SECONDS = 0.005
+MAX_KEPT_SETTINGS = 16
 STATUS_ERRORS = {
     BAD_LOGITS: "the model gave numbers that are not finite; its weights or its cache type may be damaged",
 }
@@ -57,6 +57,7 @@ NOTHING_ALLOWED_ERROR = "the grammar and the logit bias forbid every token here"
 class Active:
     """A request between submission and its last output."""
 
+    serial: int
     request: GenerateRequest
     matcher: Matcher | None
     seed: int
@@ -110,6 +111,7 @@ class DecoderEngine:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._active: dict[int, Active] = {}
+        self._serials = itertools.count(1)
         self._pending: Flight | None = None
         self._outputs: list[StepOutput] = []
         self._failures: list[tuple[int, EngineError]] = []
@@ -179,6 +181,7 @@ class DecoderEngine:
         )
         seed = request.sampling.seed
         self._active[request.request_id] = Active(
+            serial=next(self._serials),
             request=request,
             matcher=matcher,
             seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed,
@@ -246,7 +249,9 @@ class DecoderEngine:
         return flight
 
     def _prefill(self, flight: Flight, chunk: PrefillChunk) -> None:
-        active = self._active[chunk.request_id]
+        active = self._active.get(chunk.request_id)
+        if active is None:
+            return  # an earlier failure in this step took everyone along
         if active.started is None:
             active.started = self._clock()
         logits, hidden = self._programs.prefill(
@@ -300,11 +305,11 @@ class DecoderEngine:
 
     def _settings_of(self, request_ids: tuple[int, ...], rows: int) -> Settings:
         """Device arrays, kept while the same requests run together."""
-        key = (rows, *request_ids)
+        active = [self._active.get(request_id) for request_id in request_ids]
+        key = (rows, *(one.serial if one else 0 for one in active))
         if key not in self._settings:
-            if len(self._settings) >= 16:
+            if len(self._settings) >= MAX_KEPT_SETTINGS:
                 self._settings.clear()
-            active = [self._active.get(request_id) for request_id in request_ids]
             host = settings_arrays(active, rows, self._config.vocabulary_size)
             self._settings[key] = jax.device_put(host)
         return self._settings[key]
@@ -568,6 +573,3 @@ def _stored_slots(request: LoadRequest, config: DecoderConfig, kv_type: str) -> 
     one = cache_bytes(config, 1, context, kv_type) - cache_bytes(config, 0, context, kv_type)  # type: ignore[arg-type]
     rest = request.memory_bytes - memory_needed(request.files, slots, context, kv_type)  # type: ignore[arg-type]
     return max(0, min(MAX_STORED, rest // one))
-
-
-__all__ = ["SCORE_SIZE", "DecoderEngine", "EncodeOutput"]

@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+SCORE_CHUNK = 64
+"""Prompts whose own tokens' log-probabilities are wanted are computed in chunks of this size: their logits
+are whole matrices, and one program is enough."""
+
 SampleMode = Literal["greedy", "general"]
 """Which sampling program serves a group of rows: plain argmax, or everything a request can ask for."""
 

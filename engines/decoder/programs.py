@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 from engines.decoder import model, sampling
 from engines.decoder.cache import Cache, init_cache
 from engines.decoder.config import DecoderConfig
-from engines.decoder.plan import Buckets
+from engines.decoder.plan import SCORE_CHUNK, Buckets
 from engines.decoder.sampling import Logprobs, Settings
 
 PREFILL_SIZES = (16, 64, 256, 512)
-SCORE_SIZE = 64
 MAX_ROW_SIZES = 5
 COMPILE_THREADS = 2
 
@@ -65,9 +64,11 @@ def row_sizes(slots: int) -> tuple[int, ...]:
 
 def prefill_sizes(context: int) -> tuple[int, ...]:
     """Chunk sizes worth a program each: none longer than a whole context needs."""
-    useful = [size for size in PREFILL_SIZES if size < context]
-    longer = [size for size in PREFILL_SIZES if size >= context]
-    return tuple(useful + longer[:1])
+    return tuple(
+        size
+        for shorter, size in zip((0, *PREFILL_SIZES), PREFILL_SIZES, strict=False)
+        if shorter < context or size <= SCORE_CHUNK
+    )
 
 
 def mask_words(vocabulary_size: int) -> int:
@@ -119,7 +120,7 @@ class Programs:
         chunks: list[Key] = [("prefill", size) for size in sorted(prefill[1:], reverse=True)]
         batches: list[Key] = [(kind, size) for size in rows[:0:-1] for kind in ("decode", "general")]
         greedy: list[Key] = [("greedy", size) for size in (rows[0], *rows[:0:-1])]
-        return [*first, ("copy", 1), greedy[0], *chunks, *batches, *greedy[1:], ("score", SCORE_SIZE)]
+        return [*first, ("copy", 1), greedy[0], *chunks, *batches, *greedy[1:], ("score", SCORE_CHUNK)]
 
     @property
     def first_keys(self) -> list[Key]:
@@ -320,10 +321,10 @@ class Programs:
         self.state = self._get(("copy", 1))(self.state, np.array([source, target], np.int32))
 
     def score(self, hidden: jax.Array, targets: Sequence[int]) -> Logprobs:
-        """Log-probabilities of `targets` after hidden states [SCORE_SIZE, D]."""
-        padded = np.zeros(SCORE_SIZE, np.int32)
+        """Log-probabilities of `targets` after hidden states [SCORE_CHUNK, D]."""
+        padded = np.zeros(SCORE_CHUNK, np.int32)
         padded[: len(targets)] = targets
-        found: Logprobs = self._get(("score", SCORE_SIZE))(self.params, hidden, padded)
+        found: Logprobs = self._get(("score", SCORE_CHUNK))(self.params, hidden, padded)
         return found
 
     def has_greedy(self, rows: int) -> bool:

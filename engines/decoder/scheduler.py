@@ -17,6 +17,7 @@ import numpy as np
 from engines.base import EngineOverloaded, InvalidRequest
 from engines.decoder.pace import Pace
 from engines.decoder.plan import (
+    SCORE_CHUNK,
     Buckets,
     DecodeGroup,
     DecodeRow,
@@ -206,7 +207,8 @@ class Scheduler:
         for sequence in self._in_order(Phase.PREFILL):
             if budget <= 0:
                 break
-            chunk = self._next_chunk(sequence, budget, ready.prefill)
+            sizes = (SCORE_CHUNK,) if sequence.score else ready.prefill
+            chunk = self._next_chunk(sequence, budget, sizes)
             budget -= chunk.bucket
             prefill.append(chunk)
             stores += self._store(sequence)

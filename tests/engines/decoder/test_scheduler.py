@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.base import EngineOverloaded, InvalidRequest
-from engines.decoder.plan import Buckets, PrefillChunk, SlotCopy, StepPlan
+from engines.decoder.plan import SCORE_CHUNK, Buckets, PrefillChunk, SlotCopy, StepPlan
 from engines.decoder.prefix import Ring
 from engines.decoder.scheduler import AGE_SECONDS, MIN_SHARED, Scheduler
 
@@ -307,6 +307,7 @@ def test_a_scored_prompt_is_computed_whole() -> None:
         simulation.submit(i, tokens(1, 100), score=True)
         simulation.run()
     assert simulation.done[1][1].cached == 0
+    assert {chunk.bucket for plan in simulation.plans for chunk in plan.prefill} == {SCORE_CHUNK}
 
 
 def test_priority_goes_first_but_nobody_waits_for_ever() -> None:
