@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from registry.errors import InvalidArchive, InvalidManifest
 from registry.manifest import safe_relative
 
 CHUNK = 1 << 20
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError)
 _EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 
 
@@ -77,7 +79,7 @@ def open_archive(
             else:
                 file.seek(0)
                 yield from _tar_members(file, expected, limits, bound)
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, NotImplementedError) as error:
+    except _BROKEN as error:
         raise InvalidArchive(f"archive cannot be read: {error}") from error
 
 
@@ -140,7 +142,10 @@ def _checked(name: str) -> str:
 def _chunks(stream: IO[bytes], size: int, name: str) -> Iterator[bytes]:
     left = size
     while left > 0:
-        data = stream.read(min(CHUNK, left))
+        try:
+            data = stream.read(min(CHUNK, left))
+        except _BROKEN as error:
+            raise InvalidArchive(f"archive breaks off inside {name!r}: {error}") from error
         if not data:
             raise InvalidArchive(f"archive ends inside {name!r}")
         left -= len(data)

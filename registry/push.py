@@ -36,6 +36,7 @@ class _Upload:
     layer: Layer
     done: int = 0
     told: int = -1
+    place: str = ""
 
     def progress(self) -> Progress:
         """Its line."""
@@ -100,62 +101,76 @@ class Pusher:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _push_blob(self, session: RegistrySession, upload: _Upload) -> None:
-        layer = upload.layer
-        reply, _ = await session.fetch("HEAD", f"/blobs/{layer.digest}")
-        if reply.status == 200:
-            upload.done = layer.size
-            return
-        reply, _ = await session.fetch("POST", f"/blobs/uploads/{_mount(layer)}", content=b"")
-        if reply.status == 201:
-            upload.done = layer.size
-            return
-        if reply.status != 202:
-            raise _refused(reply.failure(f"an upload of {layer.digest[:19]}"))
-        place = _location(reply.headers, session.base + "/")
-        for attempt in range(1, self._puller.transport.settings.attempts + 1):
+        attempts = self._puller.transport.settings.attempts
+        for attempt in range(1, attempts + 1):
             try:
-                place = await self._send(session, upload, place)
-                break
+                await self._try_blob(session, upload)
+                return
             except Unavailable as error:
-                if attempt == self._puller.transport.settings.attempts:
+                if attempt == attempts:
                     raise
                 await self._puller.transport.pause(attempt, error.retry_after)
-                place = await self._resume(session, upload, place)
-        separator = "&" if urlsplit(place).query else "?"
-        reply, _ = await session.fetch("PUT", f"{place}{separator}digest={quote(layer.digest)}", content=b"")
+
+    async def _try_blob(self, session: RegistrySession, upload: _Upload) -> None:
+        """Brings the blob there from wherever it stands; raises Unavailable when it is worth another try."""
+        layer = upload.layer
+        reply, _ = await session.fetch("HEAD", f"/blobs/{layer.digest}")
+        mounted = reply.status == 200
+        if not mounted:
+            mounted = not await self._resume(session, upload) and await self._begin(session, upload)
+        if mounted:
+            upload.done = layer.size
+            return
+        await self._send(session, upload)
+        separator = "&" if urlsplit(upload.place).query else "?"
+        commit = f"{upload.place}{separator}digest={quote(layer.digest)}"
+        reply, _ = await session.fetch("PUT", commit, content=b"")
         if reply.status != 201:
             raise reply.failure(f"blob {layer.digest}")
 
-    async def _send(self, session: RegistrySession, upload: _Upload, place: str) -> str:
-        """Sends the rest in pieces; returns where the upload stands."""
-        while upload.done < upload.layer.size:
-            piece = await in_thread(self._read, upload.layer.digest, upload.done)
+    async def _begin(self, session: RegistrySession, upload: _Upload) -> bool:
+        """Opens an upload; True when the registry took the blob from another model instead."""
+        reply, _ = await session.fetch("POST", f"/blobs/uploads/{_mount(upload.layer)}", content=b"")
+        if reply.status == 201:
+            return True
+        if reply.status != 202:
+            raise _refused(reply.failure(f"an upload of {upload.layer.digest[:19]}"))
+        upload.place, upload.done = _location(reply.headers, session.base + "/"), 0
+        return False
+
+    async def _send(self, session: RegistrySession, upload: _Upload) -> None:
+        """Sends the rest in pieces."""
+        layer = upload.layer
+        while upload.done < layer.size:
+            piece = await in_thread(self._read, layer.digest, upload.done)
             if not piece:
-                raise ModelCorrupt(
-                    f"blob {upload.layer.digest} is shorter than declared", upload.layer.digest
-                )
+                raise ModelCorrupt(f"blob {layer.digest} is shorter than declared", layer.digest)
             headers = {
                 "Content-Type": "application/octet-stream",
                 "Content-Range": f"{upload.done}-{upload.done + len(piece) - 1}",
             }
-            reply, _ = await session.fetch("PATCH", place, headers, piece)
+            reply, _ = await session.fetch("PATCH", upload.place, headers, piece)
             if reply.status not in (202, 204):
-                raise reply.failure(f"a piece of blob {upload.layer.digest[:19]}")
+                raise reply.failure(f"a piece of blob {layer.digest[:19]}")
             upload.done += len(piece)
-            place = _location(reply.headers, place)
-        return place
+            upload.place = _location(reply.headers, upload.place)
 
-    async def _resume(self, session: RegistrySession, upload: _Upload, place: str) -> str:
-        """Asks how much of the upload arrived."""
-        reply, _ = await session.fetch("GET", place)
+    async def _resume(self, session: RegistrySession, upload: _Upload) -> bool:
+        """Asks how much of an opened upload arrived; False when there is none (any more)."""
+        if not upload.place:
+            return False
+        reply, _ = await session.fetch("GET", upload.place)
         match = re.fullmatch(r"(?:bytes=)?0-(\d{1,19})", reply.headers.get("range", ""))
-        if reply.status != 204 or match is None:
+        if reply.retryable:
             raise reply.failure(f"the state of the upload of {upload.layer.digest[:19]}")
+        if reply.status != 204 or match is None:
+            return False
         arrived = int(match[1]) + 1
         if arrived == 1 and not upload.done:
             arrived = 0  # the protocol has no way to write "nothing": registries say 0-0
         upload.done = min(arrived, upload.layer.size)
-        return _location(reply.headers, place)
+        upload.place = _location(reply.headers, upload.place)
+        return True
 
     def _read(self, digest: Digest, offset: int) -> bytes:
         try:

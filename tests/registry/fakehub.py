@@ -251,6 +251,7 @@ class FakeHub:
             (r"/v2/(.+)/blobs/uploads/(.*)", self._oci_upload),
             (r"/v2/(.+)/blobs/(sha256:[0-9a-f]+)", self._oci_blob),
             (r"/api/models/([^/]+/[^/]+)/revision/(.+)", self._hf_revision),
+            (r"/api/models/([^/]+/[^/]+)", self._hf_revision),
             (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", self._hf_tree),
             (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._hf_resolve),
             (r"/cdn/(.+)", self._cdn),
@@ -350,7 +351,7 @@ class FakeHub:
             return Answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
         return None
 
-    def _hf_revision(self, request: Request, repo: str, revision: str) -> Answer:
+    def _hf_revision(self, request: Request, repo: str, revision: str = "main") -> Answer:
         refused = self._hf_error(request, repo)
         if refused:
             return refused
