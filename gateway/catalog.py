@@ -128,7 +128,14 @@ class Catalog:
     async def _serve(self, model: Model) -> ServedModel:
         description, vocabulary = await self._read_weights(model)
         found = await self._sandbox.call(
-            Inspect(description, model.template, vocabulary.names, tuple(model.config.capabilities or ())),
+            Inspect(
+                description,
+                model.template,
+                vocabulary.names,
+                model.config.capabilities,
+                model.config.renderer,
+                model.config.parser,
+            ),
             Inspected,
         )
         return ServedModel(

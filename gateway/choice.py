@@ -47,10 +47,12 @@ class Choice:
         *,
         with_logprobs: bool,
         prompt: tuple[int, ...],
+        one_call: bool = False,
         echo: bool = False,
         silent: bool = False,
     ) -> None:
-        """`echo` gives the prompt back first; `silent` nothing else, for callers who only want it scored."""
+        """`one_call` ends the answer before a second tool call; `echo` gives the prompt back first; `silent`
+        gives nothing else, for callers who only want it scored."""
         self._index = index
         self._vocabulary = vocabulary
         self._detokenizer = Detokenizer(vocabulary)
@@ -62,6 +64,7 @@ class Choice:
         self._calls = 0
         self._thought_tokens = 0
         self._thinking = False
+        self._one_call = one_call
         self._echo = echo
         self._silent = silent
         self.stopped = False
@@ -104,7 +107,7 @@ class Choice:
             reason, usage = "length", replace(usage, generated=0)
         elif self.stopped:
             reason = "stop"
-        elif self._calls and reason == "stop":
+        if self._calls and reason == "stop":
             reason = "tool_calls"
         counted = GenerationUsage(usage, load_ns, total_ns, self._thought_tokens)
         context = (*self._prompt, *self._generated)
@@ -142,6 +145,9 @@ class Choice:
                     events.append(ThinkingDelta(self._index, chunk.text, self._tokens(chunk.tokens)))
                 case ToolCallStart(number, name):
                     events += self._flush()
+                    if self._calls and self._one_call:
+                        self.stopped = True
+                        break
                     self._calls += 1
                     call_id = f"call_{secrets.token_hex(6)}"
                     events.append(ToolCallDelta(self._index, number, call_id, name, ""))

@@ -101,12 +101,17 @@ class GetVocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """Which template, convention and abilities a model has -> `Inspected`."""
+    """Which template, convention and abilities a model has -> `Inspected`.
+
+    `renderer` and `parser` are the names a Modelfile gives instead of leaving the choice to us.
+    """
 
     description: ModelDescription
     template: str | None
     names: dict[str, int]
     claimed: tuple[str, ...] = ()
+    renderer: str = ""
+    parser: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,12 +249,21 @@ def inspect_model(call: Inspect) -> Inspected:
     from modelfiles.capabilities import capabilities
 
     from modelfiles.outputs.parser import convention_for
-    from modelfiles.templates.builtin import choose_template
+    from modelfiles.templates.builtin import choose_template, parser_convention, renderer_template
 
     description = call.description
-    template = choose_template(description.chat_template, call.template, description.architecture, call.names)
-    found = capabilities(description, template, call.claimed)
-    return Inspected(template, tuple(found), convention_for(template.text, description.architecture))
+    if call.renderer:
+        template = renderer_template(call.renderer)
+    else:
+        template = choose_template(
+            description.chat_template, call.template, description.architecture, call.names
+        )
+    found = capabilities(description, template, call.claimed, call.parser or None)
+    if call.parser:
+        convention = parser_convention(call.parser)
+    else:
+        convention = convention_for(template.text, description.architecture)
+    return Inspected(template, found, convention)
 
 
 def measure(call: Measure) -> Measured:

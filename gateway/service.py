@@ -45,7 +45,7 @@ from gateway.types import (
     ToolChoice,
 )
 from modelfiles.messages import MediaPart, Message, ToolSpec
-from modelfiles.outputs.parser import make_parser
+from modelfiles.outputs.parser import CONVENTIONS, make_parser
 from modelfiles.templates.source import TemplateSource
 
 GRAMMAR_SECONDS = 2.0
@@ -73,6 +73,7 @@ class _Job:
     grammar: Grammar | None = None
     echo: bool = False
     parse: bool = True
+    thinks: bool = False
 
 
 class Service:
@@ -145,7 +146,16 @@ class Service:
         )
         prompt = await self._fitting(model, call, request.options)
         resolved = self._resolve(model, request.options)
-        return _Job(model, prompt, request.options, resolved, tools, request.parallel_tool_calls, grammar)
+        return _Job(
+            model,
+            prompt,
+            request.options,
+            resolved,
+            tools,
+            request.parallel_tool_calls,
+            grammar,
+            thinks=bool(request.think),
+        )
 
     async def _completion_job(self, request: CompletionRequest) -> _Job:
         model = await self.catalog.get(request.model)
@@ -295,7 +305,7 @@ class Service:
             stop_token_ids=job.model.vocabulary.end_token_ids,
             ignore_eos=job.options.ignore_eos,
             sampling=sampling,
-            grammar=job.grammar,
+            grammar=after_thinking(job.grammar, job.model, job.prompt.text, job.thinks),
             top_logprobs=job.options.logprobs,
             prompt_logprobs=job.echo and job.options.logprobs >= 0,
             cache_salt=job.options.cache_salt,
@@ -315,6 +325,7 @@ class Service:
             parser,
             job.resolved.stop,
             with_logprobs=job.options.logprobs >= 0,
+            one_call=not job.parallel_tool_calls,
             prompt=job.prompt.token_ids,
             echo=job.echo,
             silent=job.resolved.num_predict == 0,
@@ -463,6 +474,20 @@ def offered_tools(tools: tuple[ToolSpec, ...], choice: ToolChoice) -> tuple[Tool
     if choice.mode == "none":
         return ()
     return tuple(tool for tool in tools if tool.name in choice.names) if choice.names else tools
+
+
+def after_thinking(grammar: Grammar | None, model: ServedModel, prompt: str, thinks: bool) -> Grammar | None:
+    """The grammar, told to wait for the end of the reasoning when there will be some.
+
+    There will when the caller asked for it, or when the template opened the block itself.
+    """
+    syntax = CONVENTIONS[model.convention].thinking
+    if grammar is None or syntax is None:
+        return grammar
+    opened = any(prompt.rstrip().endswith(marker) for marker in syntax.pairs)
+    names = model.vocabulary.names
+    ends = tuple(names[marker] for marker in syntax.pairs.values() if marker in names)
+    return replace(grammar, after_token_ids=ends) if ends and (thinks or opened) else grammar
 
 
 def with_model_turns(model: ServedModel, messages: tuple[Message, ...]) -> tuple[Message, ...]:
