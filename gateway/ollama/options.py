@@ -45,7 +45,7 @@ def generation_options(
         keep_alive=keep_alive,
         truncate=truncate,
         shift=shift,
-        script=script,
+        script=script or options.get("script"),
     )
 
 
@@ -70,8 +70,14 @@ def parameter_lines(parameters: Mapping[str, Any]) -> tuple[tuple[str, str], ...
     lines = []
     for name, value in parameters.items():
         items = value if isinstance(value, list | tuple) else [value]
-        lines += [(name, str(item).lower() if isinstance(item, bool) else str(item)) for item in items]
+        lines += [(name, _written(item)) for item in items]
     return tuple(lines)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _logit_bias(value: Any) -> tuple[tuple[int, float], ...] | None:
