@@ -1,59 +1,59 @@
-"""What a model can do, read from its weights, its template and its parser: the words of `show` and `tags`.
+"""What a model can be asked for: Ollama's capability names, from its description, template and parser.
 
-The rules are Ollama's, so that clients which register models by capability see what they expect. Claims
-nothing that the engine refuses: vision and audio are never listed here. Called inside a sandbox worker.
+Knows no engine; vision and audio are never claimed, whatever the files say, until there is one that sees and
+hears. Called by `show`, `tags` and the checks before a request. Rules: `server/images.go` of Ollama.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from modelfiles.description import ModelDescription
 from modelfiles.outputs.parser import CONVENTIONS
-from modelfiles.templates.builtin import parser_convention
-from modelfiles.templates.go_chat import identifiers, load
+from modelfiles.templates.builtin import PARSERS
+from modelfiles.templates.errors import TemplateError
+from modelfiles.templates.go_chat import identifiers
+from modelfiles.templates.golang import parse_go
 from modelfiles.templates.source import TemplateSource
 
 ORDER = ("completion", "tools", "insert", "embedding", "thinking")
-"""Every capability we may claim, in the order they are listed."""
 
-_JINJA_TOOLS = ("tools", "tool_call")
-_THINK_TAGS = ("<think>", "</think>")
+JINJA_SIGNS = (
+    ("tools", ("tools", "tool_call")),
+    ("thinking", ("</think>", "enable_thinking", "<|channel>")),
+)
+"""What in a Jinja template's text tells a capability; any of the words is enough."""
+
+GO_SIGNS = (("tools", "tools"), ("insert", "suffix"), ("thinking", "thinking"))
+"""A capability and the variable of a Go template that tells it."""
 
 
 def capabilities(
-    description: ModelDescription,
-    template: TemplateSource,
-    claimed: Collection[str] = (),
-    parser: str | None = None,
+    description: ModelDescription, template: TemplateSource, parser_name: str | None = None
 ) -> tuple[str, ...]:
-    """Capabilities in `ORDER`: of the weights, the template's variables or tags, and the named parser.
-
-    `claimed` are those a manifest's own config lists; what the engine cannot do is left out of them. Raises
-    `TemplateError` for a template that does not parse or a parser nobody knows.
-    """
-    found = {*description.capabilities, *claimed}
-    found |= _of_go(template.text) if template.kind == "go" else _of_jinja(template.text)
-    if parser is not None:
-        convention = CONVENTIONS[parser_convention(parser)]
-        found |= {"tools"} if convention.tools else set()
-        found |= {"thinking"} if convention.thinking else set()
-    if "embedding" in found and "embedding" in description.capabilities:
-        found -= {"completion", "tools", "insert", "thinking"}  # encoders have no head to speak with
+    """Names in Ollama's order. `parser_name` is a PARSER of a Modelfile; an unknown one says nothing."""
+    found = set(description.capabilities)
+    embeds = any(key.endswith(".pooling_type") for key in description.model_info)
+    found.add("embedding" if embeds or "embedding" in found else "completion")
+    if "completion" in found:
+        found |= _of_jinja(template.text) if template.kind == "jinja" else _of_go(template.text)
+        found |= _of_parser(parser_name)
     return tuple(name for name in ORDER if name in found)
 
 
-def _of_go(text: str) -> set[str]:
-    names = identifiers(load(text))
-    found = {"tools"} if "tools" in names else set()
-    found |= {"insert"} if "suffix" in names else set()
-    if "thinking" in names or all(tag in text for tag in _THINK_TAGS):
-        found.add("thinking")
-    return found
-
-
 def _of_jinja(text: str) -> set[str]:
-    found = {"tools"} if any(word in text for word in _JINJA_TOOLS) else set()
-    if all(tag in text for tag in _THINK_TAGS) or "<|channel>" in text:
-        found.add("thinking")
-    return found
+    return {name for name, signs in JINJA_SIGNS if any(sign in text for sign in signs)}
+
+
+def _of_go(text: str) -> set[str]:
+    try:
+        variables = identifiers(parse_go(text))
+    except TemplateError:
+        return set()
+    return {name for name, variable in GO_SIGNS if variable in variables}
+
+
+def _of_parser(name: str | None) -> set[str]:
+    if name is None or name not in PARSERS:
+        return set()
+    convention = CONVENTIONS[PARSERS[name]]
+    found = {"tools"} if convention.tools else set()
+    return found | ({"thinking"} if convention.thinking and name != "gemma4-no-thinking" else set())

@@ -260,12 +260,13 @@ class Generator:
             return self.operand(depth)
         kind = self.random.randrange(9)
         if kind == 0:
-            return f"{self.random.choice(['len', 'json', 'not', 'html', 'js', 'urlquery'])} {self.operand(depth - 1)}"
+            function = self.random.choice(["len", "json", "not", "html", "js", "urlquery"])
+            return f"{function} {self.operand(depth - 1)}"
         if kind == 1:
             count = self.random.randrange(4)
             return f"{self.random.choice(['print', 'println'])} " + self.operands(count, depth)
         if kind == 2:
-            return f"index {self.operand(depth - 1)} {self.random.choice(['0', '1', '5', chr(34) + 'Role' + chr(34)])}"
+            return f"index {self.operand(depth - 1)} " + self.random.choice(["0", "1", "5", '"Role"'])
         if kind == 3:
             bounds = " ".join(self.random.choice("0123") for _ in range(self.random.randrange(4)))
             return f"slice {self.operand(depth - 1)} {bounds}"

@@ -1,0 +1,160 @@
+"""Grammars that make a reply a call of a function on offer, written the way each convention writes calls.
+
+Knows JSON Schema as far as it shapes arguments, and llguidance's Lark dialect (`%json`, `<token>`); whatever
+a grammar admits, the convention's parser reads. Compiles nothing. Called by the gateway's service for
+`tool_choice`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modelfiles.messages import ToolSpec
+from modelfiles.outputs.brace_grammar import BraceRules
+
+
+class NoSuchFunction(ValueError):
+    """A tool choice names a function that is not on offer."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"tool choice names {name!r}, but the tools are {', '.join(known) or 'none'}")
+
+
+@dataclass(frozen=True, slots=True)
+class _JsonForm:
+    """A call as a JSON object between `before` and `after`, calls between `opening` and `closing`.
+
+    `opening` and `closing` surround several calls; with `always` a single one too.
+    """
+
+    arguments: str
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    opening: tuple[str, ...] = ()
+    closing: tuple[str, ...] = ()
+    separator: str = ", "
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _BraceForm:
+    """`call:NAME{...}` between two markers, strings between two `quote` markers."""
+
+    opening: str
+    closing: str
+    quote: str
+
+
+_ARRAY = _JsonForm("parameters", opening=("[",), closing=("]",))
+_FORMS: Mapping[str, _JsonForm | _BraceForm] = {
+    "plain": _JsonForm("arguments", opening=("[",), closing=("]",)),
+    "think_tags": _JsonForm("arguments", opening=("[",), closing=("]",)),
+    "json": _JsonForm("arguments", opening=("[",), closing=("]",)),
+    "gemma3_tools": _ARRAY,
+    "llama3": _JsonForm("parameters", separator="; "),
+    "qwen": _JsonForm("arguments", ("<tool_call>", "\n"), ("\n", "</tool_call>"), separator="\n"),
+    "mistral": _JsonForm("arguments", opening=("[TOOL_CALLS]", "["), closing=("]",), always=True),
+    "gemma4": _BraceForm("<|tool_call>", "<tool_call|>", '<|"|>'),
+    "functiongemma": _BraceForm("<start_function_call>", "<end_function_call>", "<escape>"),
+}
+_CONTROL_MARKERS = frozenset(
+    marker
+    for form in _FORMS.values()
+    if isinstance(form, _BraceForm)
+    for marker in (form.opening, form.closing, form.quote)
+)
+
+
+def tool_grammar(
+    convention: str,
+    tools: tuple[ToolSpec, ...],
+    required: bool,
+    names: tuple[str, ...] = (),
+    parallel: bool = True,
+    token_ids: Mapping[str, int] | None = None,
+) -> tuple[str, str]:
+    """Kind and source of a grammar for one reply.
+
+    `names` limits the functions (none: all of `tools`); with `required` the reply is one call, or several
+    with `parallel`; without it, it may be text instead. `token_ids` are the vocabulary's special strings:
+    markers among them are asked for by id. Raises `NoSuchFunction`, and KeyError for an unknown convention.
+    """
+    chosen = _choose(tools, names)
+    form = _FORMS[convention]
+    write = _Writer(token_ids)
+    if isinstance(form, _JsonForm):
+        rules = _json_rules(form, chosen, parallel, write)
+    else:
+        rules = _brace_rules(form, chosen, parallel, write)
+    start = "start: calls" if required else "start: calls | text"
+    text = [] if required else ["text: TEXT", "TEXT: /(.|\\n)*/"]
+    return "lark", "\n".join([start, *text, *rules]) + "\n"
+
+
+def _choose(tools: tuple[ToolSpec, ...], names: tuple[str, ...]) -> tuple[ToolSpec, ...]:
+    by_name = {tool.name: tool for tool in tools}
+    for name in names:
+        if name not in by_name:
+            raise NoSuchFunction(name, list(by_name))
+    chosen = tuple(by_name[name] for name in names) if names else tuple(by_name.values())
+    if not chosen:
+        raise NoSuchFunction("", [])
+    return chosen
+
+
+class _Writer:
+    """Writes markers and texts as grammar symbols."""
+
+    def __init__(self, token_ids: Mapping[str, int] | None) -> None:
+        self._ids = token_ids
+
+    def __call__(self, text: str) -> str:
+        if self._ids is not None and text in self._ids:
+            return f"<[{self._ids[text]}]>"
+        if self._ids is None and text in _CONTROL_MARKERS:
+            return text
+        return literal(text)
+
+
+def literal(text: str) -> str:
+    """A text as a Lark string."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _json_rules(form: _JsonForm, tools: tuple[ToolSpec, ...], parallel: bool, write: _Writer) -> list[str]:
+    before, after = (" ".join(map(write, part)) for part in (form.before, form.after))
+    opening, closing = (" ".join(map(write, part)) for part in (form.opening, form.closing))
+    many = f"{opening} call ({write(form.separator)} call)* {closing}"
+    if form.always:
+        calls = many if parallel else f"{opening} call {closing}"
+    elif parallel:
+        calls = f"call | {many}" if form.opening else f"call ({write(form.separator)} call)*"
+    else:
+        calls = "call"
+    rules = [f"calls: {calls}", f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}"]
+    for index, tool in enumerate(tools):
+        head = literal(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "{form.arguments}": ')
+        rules.append(f"call_{index}: {before} {head} arguments_{index} {literal('}')} {after}")
+        rules.append(f"arguments_{index}: %json {json.dumps(_object_schema(tool.parameters))}")
+    return rules
+
+
+def _object_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the arguments, which are an object whatever it says."""
+    return {**parameters, "type": "object"}
+
+
+def _brace_rules(form: _BraceForm, tools: tuple[ToolSpec, ...], parallel: bool, write: _Writer) -> list[str]:
+    braces = BraceRules(write(form.quote), quote_is_text=write(form.quote).startswith('"'))
+    choices = " | ".join(f"call_{index}" for index in range(len(tools)))
+    rules = [
+        f"calls: call{'+' if parallel else ''}",
+        f"call: {write(form.opening)} ({choices}) {write(form.closing)}",
+    ]
+    for index, tool in enumerate(tools):
+        rule = braces.add(_object_schema(tool.parameters), tool.parameters)
+        rules.append(f"call_{index}: {literal(f'call:{tool.name}')} {rule}")
+    return rules + braces.rules
