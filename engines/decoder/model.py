@@ -31,12 +31,13 @@ class Batch(NamedTuple):
     """What one pass computes: `token_ids` and `positions` int32 [B, T], `slots` int32 [B].
 
     Position -1 marks padding, which may only follow the real tokens of a row; rows of nothing but padding
-    use any slot.
+    use any slot. `adapters` int32 [B] names each row's LoRA adapter, 0 for none (None: no row has one).
     """
 
     token_ids: jax.Array
     positions: jax.Array
     slots: jax.Array
+    adapters: jax.Array | None = None
 
 
 class _Step(NamedTuple):
@@ -46,6 +47,7 @@ class _Step(NamedTuple):
     slots: jax.Array | None
     rotations: Mapping[tuple[Rope, int], tuple[jax.Array, jax.Array]]
     longest: int | None
+    adapters: jax.Array | None = None
 
 
 def forward(
@@ -57,7 +59,8 @@ def forward(
     of T tokens needs rings made for it (`init_cache(chunk=)`); ValueError otherwise.
     """
     _check_chunk(config, cache, batch.token_ids.shape[1])
-    step = _Step(batch.positions, batch.slots, _rotations(config, batch.positions), longest)
+    turned = _rotations(config, batch.positions)
+    step = _Step(batch.positions, batch.slots, turned, longest, batch.adapters)
     return _run_layers(config, params, cache, batch.token_ids, step)
 
 
@@ -134,7 +137,7 @@ def _layer(
     normal = rms_norm(hidden, weights["attention_norm"], config.norm_epsilon)
     attended = attention(config, layer, weights, normal, step)
     hidden = hidden + _post_norm(config, weights, "post_attention_norm", attended)
-    hidden = hidden + _feed_forward_block(config, layer, weights, hidden)
+    hidden = hidden + _feed_forward_block(config, layer, weights, hidden, step)
     if per_layer is not None:
         hidden = hidden + _per_layer_block(config, weights, hidden, per_layer)
     return hidden * weights["layer_scale"] if config.layer_scale else hidden
@@ -167,7 +170,7 @@ def _attention(
 ) -> jax.Array:
     """Projects, rotates, stores keys and values where this layer owns them, attends: [B, T, D]."""
     cosine, sine = step.rotations[layer.rope, layer.head_dim]
-    projected = _project(weights, normal, _projection_sizes(config, layer))
+    projected = _project(weights, normal, _projection_sizes(config, layer), step)
     query = _heads(config, weights, "q", projected, layer.head_dim)
     query = rotate(query, cosine, sine)  # [B, T, N, H]
     if layer.kv_source is None:
@@ -201,7 +204,7 @@ def _attention(
             longest=step.longest,
         )
     flat = attended.reshape(*attended.shape[:2], -1)
-    return _with_bias(weights, "o", matmul(flat, weights["o"]))
+    return _project(weights, flat, {"o": config.width}, step)["o"]
 
 
 def _keys_and_values(
@@ -232,8 +235,8 @@ def _projection_sizes(config: DecoderConfig, layer: LayerConfig) -> dict[str, in
     return sizes
 
 
-def _project(weights: Params, x: jax.Array, sizes: Mapping[str, int]) -> dict[str, jax.Array]:
-    """Several projections of the same input, biases added; the loader may have joined some (`q+k+v`)."""
+def _project(weights: Params, x: jax.Array, sizes: Mapping[str, int], step: _Step) -> dict[str, jax.Array]:
+    """Projections of one input [B, T, in], bias and adapters added; some may be joined (`q+k+v`)."""
     names, products = list(sizes), dict[str, jax.Array]()
     while names:
         count = next(n for n in range(len(names), 0, -1) if "+".join(names[:n]) in weights)
@@ -241,12 +244,18 @@ def _project(weights: Params, x: jax.Array, sizes: Mapping[str, int]) -> dict[st
         cuts = list(accumulate(sizes[name] for name in group))[:-1]
         together = matmul(x, weights["+".join(group)])
         products |= zip(group, jnp.split(together, cuts, axis=-1), strict=True)
-    return {name: _with_bias(weights, name, product) for name, product in products.items()}
+    for name in products:
+        if f"{name}_bias" in weights:
+            products[name] += weights[f"{name}_bias"]
+        if step.adapters is not None and name in weights.get("lora", {}):
+            products[name] += _adaptation(weights["lora"][name], x, step.adapters)
+    return products
 
 
-def _with_bias(weights: Params, name: str, product: jax.Array) -> jax.Array:
-    bias = weights.get(f"{name}_bias")
-    return product if bias is None else product + bias
+def _adaptation(pair: tuple[jax.Array, jax.Array], x: jax.Array, adapters: jax.Array) -> jax.Array:
+    """What each row's adapter adds: x [B, T, in] through its A [r, in] and B [out, r]; adapter 0 adds 0."""
+    down, up = pair[0][adapters], pair[1][adapters]  # [B, r, in], [B, out, r]
+    return jnp.einsum("btr,bor->bto", jnp.einsum("bti,bri->btr", x, down), up)
 
 
 def platform_of(weights: Params) -> str:
@@ -269,12 +278,13 @@ def activate(kind: Activation, x: jax.Array) -> jax.Array:
 
 
 def _feed_forward_block(
-    config: DecoderConfig, layer: LayerConfig, weights: Params, hidden: jax.Array
+    config: DecoderConfig, layer: LayerConfig, weights: Params, hidden: jax.Array, step: _Step
 ) -> jax.Array:
     """The gated feed-forward network of a layer with its norms: what is added to the residual [B, T, D]."""
     normal = rms_norm(hidden, weights["ffn_norm"], config.norm_epsilon)
-    both = _project(weights, normal, {"gate": layer.ffn_width, "up": layer.ffn_width})
-    out = matmul(activate(config.activation, both["gate"]) * both["up"], weights["down"])
+    both = _project(weights, normal, {"gate": layer.ffn_width, "up": layer.ffn_width}, step)
+    gated = activate(config.activation, both["gate"]) * both["up"]
+    out = _project(weights, gated, {"down": config.width}, step)["down"]
     if layer.experts is not None:
         dense = rms_norm(out, weights["post_dense_norm"], config.norm_epsilon)
         out = dense + _experts_branch(config, layer.experts, weights, hidden)

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from engines.decoder.blocks import dequantize
 from engines.decoder.config import DecoderConfig, RopeScaling
@@ -21,6 +23,8 @@ from modelfiles.gguf import GgufFile, GgufTensor
 OTHER_PARTS = re.compile(r"^(v|a|mm|clip|vision|audio)\.|\.nextn\.|^(mtp|draft)\.")
 """Vision and audio towers, their projectors, and drafting heads."""
 ROPE_FACTORS = "rope_freqs.weight"
+
+AnyNumber = TypeVar("AnyNumber", bound=np.generic)
 
 
 def recognises(file: ModelFile) -> bool:
@@ -115,18 +119,35 @@ def _bound(config: DecoderConfig, architecture: str, found: Mapping[str, Stored]
 
 
 def _half_split(config: DecoderConfig, name: str, tensor: Stored) -> Stored:
-    """llama.cpp stores Llama's query and key rows for interleaved pairs; ours are half-split."""
+    if _interleaved_heads(config, name) is None:
+        return tensor
+    if name.endswith("_bias"):
+        return replace(tensor, read=partial(_regrouped_bias, config, name, tensor))
+    return replace(tensor, read=lambda: half_split_rows(config, name, tensor.read()))
+
+
+def _interleaved_heads(config: DecoderConfig, name: str) -> tuple[int, int] | None:
+    """Heads and head size of a query or key parameter, None for all others."""
     part = name.rpartition(".")[2]
     if part not in ("q", "k", "q_bias", "k_bias"):
-        return tensor
+        return None
     layer = config.layers[int(name.split(".")[1])]
-    heads = config.heads if part.startswith("q") else layer.kv_heads
-    return replace(tensor, read=partial(_regroup, tensor, heads, layer.head_dim, part.endswith("bias")))
+    return (config.heads if part.startswith("q") else layer.kv_heads), layer.head_dim
 
 
-def _regroup(tensor: Stored, heads: int, head_dim: int, bias: bool) -> Rows:
-    """Rows (pair, half) of every head -> (half, pair)."""
-    rows = tensor.read()
-    width = rows.shape[-1] // (heads * head_dim) if bias else rows.shape[-1]
-    grouped = rows.reshape(heads, head_dim // 2, 2, width).swapaxes(1, 2)
+def half_split_rows(config: DecoderConfig, name: str, rows: npt.NDArray[AnyNumber]) -> npt.NDArray[AnyNumber]:
+    """llama.cpp stores Llama's query and key rows for interleaved pairs; ours are half-split.
+
+    `rows` [outputs, ...] of parameter `name`, (pair, half) of every head -> (half, pair); others unchanged.
+    """
+    heads = _interleaved_heads(config, name)
+    if heads is None:
+        return rows
+    grouped = rows.reshape(heads[0], heads[1] // 2, 2, -1).swapaxes(1, 2)
     return np.ascontiguousarray(grouped).reshape(rows.shape)
+
+
+def _regrouped_bias(config: DecoderConfig, name: str, tensor: Stored) -> Rows:
+    """A vector's bytes, one element per row while they are regrouped."""
+    elements = tensor.read().reshape(tensor.shape[0], -1)
+    return half_split_rows(config, name, elements).reshape(-1)
