@@ -35,7 +35,7 @@ END_MARKERS: Final[frozenset[str]] = frozenset(
 )
 """Tokens that end the model's turn in every family that has them (Gemma, Llama, ChatML, Phi, ...)."""
 
-TURN_MARKERS: Final[frozenset[str]] = END_MARKERS | {
+STRUCTURE_MARKERS: Final[frozenset[str]] = END_MARKERS | {
     "<s>",
     "<bos>",
     "<pad>",
@@ -67,18 +67,6 @@ TURN_MARKERS: Final[frozenset[str]] = END_MARKERS | {
     "<｜begin▁of▁sentence｜>",
     "<｜User｜>",
     "<｜Assistant｜>",
-}
-"""Never shown and never made from a user's text, whatever kind the file gives these tokens."""
-
-STRUCTURE_MARKERS: Final[frozenset[str]] = TURN_MARKERS | {
-    "<think>",
-    "</think>",
-    "<tool_call>",
-    "</tool_call>",
-    "<tool_response>",
-    "</tool_response>",
-    "<tools>",
-    "</tools>",
     "<|channel>",
     "<channel|>",
     "<|tool>",
@@ -107,7 +95,10 @@ STRUCTURE_MARKERS: Final[frozenset[str]] = TURN_MARKERS | {
     "[/THINK]",
     "[IMG]",
 }
-"""Never made from a user's text; shown unless the file itself calls them control tokens."""
+"""Control tokens whatever kind a file gives them: not shown, and not made from a user's text.
+
+Tags such as `<think>` and `<tool_call>` are not among them: vocabularies that have them as a token call it
+ordinary text, and templates and parsers treat it as such."""
 
 HARMONY_MARKERS: Final = ("<|return|>", "<|call|>")
 """Where both exist, `<|end|>` ends a message and not the turn."""

@@ -17,8 +17,8 @@ from modelfiles.tokenizer_base import (
     Tokenizer,
     TokenizerError,
     TokenTable,
+    control_ids,
     end_ids,
-    special_ids,
 )
 from modelfiles.tokenizer_gguf import from_metadata
 from modelfiles.tokenizer_json import from_json
@@ -63,18 +63,18 @@ def from_sentencepiece(data: bytes, special: SpecialTokens) -> SpanTokenizer:
     texts = {piece.text: index for index, piece in enumerate(model.pieces)}
     declared = [index for index, piece in enumerate(model.pieces) if piece.kind == CONTROL]
     declared += [texts[text] for text in special.special_texts if text in texts]
-    control, guarded = special_ids(texts, (each for each in declared if each != model.unknown_id))
+    control = control_ids(texts, (each for each in declared if each != model.unknown_id))
     bos = texts.get(special.bos_token or "", model.bos_id if 0 <= model.bos_id < len(texts) else None)
     eos = texts.get(special.eos_token or "", model.eos_id if 0 <= model.eos_id < len(texts) else None)
-    ends = end_ids(texts, guarded, [eos, *(each for each in special.end_token_ids if each < len(texts))])
+    ends = end_ids(texts, control, [eos, *(each for each in special.end_token_ids if each < len(texts))])
+    control |= frozenset(ends)
     table = TokenTable(
         token_bytes=tuple(
             piece.text.encode() if index in control else piece_bytes(piece)
             for index, piece in enumerate(model.pieces)
         ),
         control=control,
-        guarded=guarded,
-        names={model.pieces[index].text: index for index in sorted(guarded)},
+        names={model.pieces[index].text: index for index in sorted(control)},
         bos_token_id=bos,
         eos_token_id=eos,
         end_token_ids=ends,
@@ -83,7 +83,7 @@ def from_sentencepiece(data: bytes, special: SpecialTokens) -> SpanTokenizer:
         unknown_token_id=model.unknown_id,
     )
     closed = SentencePieceModel(
-        pieces=close_to_text(model.pieces, guarded),
+        pieces=close_to_text(model.pieces, control),
         algorithm=model.algorithm,
         byte_fallback=model.byte_fallback,
         add_dummy_prefix=model.add_dummy_prefix,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Protocol
 
-from modelfiles.families import END_MARKERS, HARMONY_MARKERS, STRUCTURE_MARKERS, TURN_MARKERS
+from modelfiles.families import END_MARKERS, HARMONY_MARKERS, STRUCTURE_MARKERS
 from modelfiles.vocabulary import Vocabulary
 
 __all__ = ["PlainEncoder", "SpanTokenizer", "TokenTable", "Tokenizer", "TokenizerError"]
@@ -59,13 +59,12 @@ class PlainEncoder(Protocol):
 class TokenTable:
     """The tokens of a model. `token_bytes[i]` belongs to id i (control tokens: their name).
 
-    `control`: never shown. `guarded` (a superset): never made from untrusted text. `names`: special strings
-    to ids. `strips`: ids that swallow white space (left, right) beside them.
+    `control`: never shown, and never made from untrusted text. `names`: control strings to ids. `strips`: ids
+    that swallow white space (left, right) beside them.
     """
 
     token_bytes: tuple[bytes, ...]
     control: frozenset[int]
-    guarded: frozenset[int]
     names: Mapping[str, int]
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -81,20 +80,18 @@ class TokenTable:
         return None if token_id is None else self.token_bytes[token_id].decode("utf-8", "replace")
 
 
-def special_ids(texts: Mapping[str, int], declared: Iterable[int]) -> tuple[frozenset[int], frozenset[int]]:
-    """(control, guarded) ids: those the file declares as control, and the families' known markers."""
-    control = set(declared) | {texts[name] for name in TURN_MARKERS if name in texts}
-    guarded = control | {texts[name] for name in STRUCTURE_MARKERS if name in texts}
-    return frozenset(control), frozenset(guarded)
+def control_ids(texts: Mapping[str, int], declared: Iterable[int]) -> frozenset[int]:
+    """Ids of control tokens: those the file declares, and the families' markers whatever it calls them."""
+    return frozenset(declared) | {texts[name] for name in STRUCTURE_MARKERS if name in texts}
 
 
 def end_ids(
-    texts: Mapping[str, int], guarded: frozenset[int], declared: Iterable[int | None]
+    texts: Mapping[str, int], control: frozenset[int], declared: Iterable[int | None]
 ) -> tuple[int, ...]:
     """Ids that end a turn: the declared ones first, then the families' end markers that this model has."""
     found = [token_id for token_id in declared if token_id is not None]
     names = END_MARKERS - {"<|end|>"} if all(name in texts for name in HARMONY_MARKERS) else END_MARKERS
-    found += [texts[name] for name in sorted(names) if name in texts and texts[name] in guarded]
+    found += [texts[name] for name in sorted(names) if name in texts and texts[name] in control]
     return tuple(dict.fromkeys(found))
 
 
@@ -105,7 +102,7 @@ class SpanTokenizer:
         self.table, self._encoder = table, encoder
         self.bos_token = table.name_of(table.bos_token_id)
         self.eos_token = table.name_of(table.eos_token_id)
-        self._never_from_text = table.guarded - {table.unknown_token_id}
+        self._never_from_text = table.control - {table.unknown_token_id}
 
     @cached_property
     def _specials(self) -> _SpecialFinder:
@@ -139,9 +136,9 @@ class SpanTokenizer:
         if following is not None and self.table.strips.get(following, (False, False))[0]:
             text = text.rstrip()
         if text:
-            ids += self._guarded(self._encoder.encode(text, not ids))
+            ids += self._spelled_out(self._encoder.encode(text, not ids))
 
-    def _guarded(self, ids: list[int]) -> list[int]:
+    def _spelled_out(self, ids: list[int]) -> list[int]:
         """Spell out any special token that an encoder made from plain text after all."""
         if self._never_from_text.isdisjoint(ids):
             return ids

@@ -19,8 +19,8 @@ from modelfiles.tokenizer_base import (
     SpanTokenizer,
     TokenizerError,
     TokenTable,
+    control_ids,
     end_ids,
-    special_ids,
 )
 from modelfiles.tokenizer_bpe import ByteLevelEncoder, MetaspaceEncoder, byte_level_bytes, split_merges
 from modelfiles.tokenizer_spm import (
@@ -120,19 +120,18 @@ def _table(
     ggml: _Ggml, to_bytes: Callable[[int], bytes], add_bos: bool, strip_leading_space: bool = False
 ) -> TokenTable:
     ids = ggml.ids
-    control, guarded = special_ids(ids, ggml.of_kind(CONTROL))
+    control = control_ids(ids, ggml.of_kind(CONTROL))
     bos = ggml.special.get("bos_token_id")
-    ends = end_ids(ids, guarded, [ggml.special.get(name) for name in _END_KEYS])
+    ends = end_ids(ids, control, [ggml.special.get(name) for name in _END_KEYS])
     hidden = control | frozenset(ends)
-    visible = guarded - control | frozenset(ggml.of_kind(UNKNOWN))
+    unknown = frozenset(ggml.of_kind(UNKNOWN))
     return TokenTable(
         token_bytes=tuple(
-            text.encode() if index in hidden or index in visible else to_bytes(index)
+            text.encode() if index in hidden or index in unknown else to_bytes(index)
             for index, text in enumerate(ggml.texts)
         ),
         control=hidden,
-        guarded=guarded | hidden,
-        names={ggml.texts[index]: index for index in sorted(guarded | hidden)},
+        names={ggml.texts[index]: index for index in sorted(hidden)},
         bos_token_id=bos,
         eos_token_id=ggml.special.get("eos_token_id"),
         end_token_ids=ends,
@@ -150,7 +149,7 @@ def _sentencepiece(ggml: _Ggml) -> SpanTokenizer:
     pieces = _pieces(ggml)
     table = _table(ggml, lambda index: piece_bytes(pieces[index]), True, prefix)
     model = SentencePieceModel(
-        pieces=close_to_text(pieces, table.guarded),
+        pieces=close_to_text(pieces, table.control),
         algorithm=BPE,
         add_dummy_prefix=prefix,
         remove_extra_whitespaces=ggml.flags.get("remove_extra_whitespaces", False),
@@ -179,7 +178,7 @@ def _metaspace(ggml: _Ggml) -> SpanTokenizer:
     prefix = ggml.flags.get("add_space_prefix", not gemma)
     pieces = _pieces(ggml)
     table = _table(ggml, lambda index: piece_bytes(pieces[index]), True, prefix)
-    ids = {text: index for text, index in ggml.ids.items() if index not in table.guarded}
+    ids = {text: index for text, index in ggml.ids.items() if index not in table.control}
     encoder = MetaspaceEncoder(
         ids, split_merges(ggml.merges, ids), _user_defined(ggml, table), prefix, cut_newlines=gemma
     )
@@ -193,7 +192,7 @@ def _byte_level(ggml: _Ggml) -> SpanTokenizer:
         known = ", ".join(sorted(PRE_TOKENIZERS))
         raise TokenizerError(f"pre-tokenizer {ggml.pre!r} is not known; these are: {known}")
     table = _table(ggml, _byte_level_reader(ggml), cut.add_bos)
-    ids = {text: index for text, index in ggml.ids.items() if index not in table.guarded}
+    ids = {text: index for text, index in ggml.ids.items() if index not in table.control}
     encoder: PlainEncoder = ByteLevelEncoder(
         ids, split_merges(ggml.merges, ids), cut, _user_defined(ggml, table)
     )
@@ -211,7 +210,7 @@ def _byte_level_reader(ggml: _Ggml) -> Callable[[int], bytes]:
 
 
 def _user_defined(ggml: _Ggml, table: TokenTable) -> Sequence[str]:
-    return [ggml.texts[index] for index in ggml.of_kind(USER_DEFINED) if index not in table.guarded]
+    return [ggml.texts[index] for index in ggml.of_kind(USER_DEFINED) if index not in table.control]
 
 
 _BUILDERS: Final[dict[str, Callable[[_Ggml], SpanTokenizer]]] = {

@@ -17,8 +17,8 @@ from modelfiles.tokenizer_base import (
     SpanTokenizer,
     TokenizerError,
     TokenTable,
+    control_ids,
     end_ids,
-    special_ids,
 )
 from modelfiles.tokenizer_bpe import byte_level_bytes
 from modelfiles.tokenizer_special import SpecialTokens
@@ -42,7 +42,7 @@ def from_json(data: bytes, special: SpecialTokens) -> SpanTokenizer:
     """The tokenizer a tokenizer.json describes. Raises `TokenizerError` for what the library refuses."""
     document = _parse(data)
     table = _table(document, special)
-    return SpanTokenizer(table, JsonEncoder(_closed(document, table.guarded)))
+    return SpanTokenizer(table, JsonEncoder(_closed(document, table.control)))
 
 
 class JsonEncoder:
@@ -101,29 +101,42 @@ def _load(document: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _closed(document: _Document, guarded: frozenset[int]) -> dict[str, Any]:
-    """The document with its guarded tokens marked special: the library then reads them as plain text."""
+def _closed(document: _Document, control: frozenset[int]) -> dict[str, Any]:
+    """The document with its control tokens marked special: the library then reads them as plain text."""
     added = [
-        entry | {"special": True} if index in guarded else entry | {"special": False}
+        entry | {"special": True} if index in control else entry | {"special": False}
         for index, entry in document.added.items()
     ]
-    return document.whole | {"added_tokens": added, "post_processor": None}
+    return document.whole | {"added_tokens": added, "post_processor": None, "model": _numbered(document)}
+
+
+def _numbered(document: _Document) -> dict[str, Any]:
+    """The model, its vocabulary holding the added tokens that the library would number in its own way."""
+    model: dict[str, Any] = document.whole["model"]
+    vocabulary = model["vocab"]
+    if not isinstance(vocabulary, dict):
+        return model
+    missing = {entry["content"]: index for index, entry in sorted(document.added.items())}
+    missing = {text: index for text, index in missing.items() if text not in vocabulary}
+    as_numbered_by_the_library = range(len(vocabulary), len(vocabulary) + len(missing))
+    if list(missing.values()) == list(as_numbered_by_the_library):
+        return model
+    return model | {"vocab": vocabulary | missing}
 
 
 def _table(document: _Document, special: SpecialTokens) -> TokenTable:
     texts, added = document.texts, document.added
     declared = [index for index, entry in added.items() if entry.get("special")]
-    control, guarded = special_ids(texts, declared)
+    control = control_ids({str(entry["content"]): index for index, entry in added.items()}, declared)
     bos = texts.get(special.bos_token) if special.bos_token else _bos_of_template(document)
     eos = texts.get(special.eos_token) if special.eos_token else None
-    ends = end_ids(texts, guarded, [eos, *special.end_token_ids])
-    hidden = control | frozenset(each for each in ends if each in guarded)
+    ends = end_ids(texts, control, [eos, *special.end_token_ids])
+    control |= frozenset(ends) & frozenset(texts.values())
     add_bos = special.add_bos
     return TokenTable(
-        token_bytes=_all_bytes(document, hidden),
-        control=hidden,
-        guarded=guarded | hidden,
-        names={text: index for text, index in texts.items() if index in guarded},
+        token_bytes=_all_bytes(document, control),
+        control=control,
+        names={text: index for text, index in texts.items() if index in control},
         bos_token_id=bos,
         eos_token_id=eos,
         end_token_ids=ends,

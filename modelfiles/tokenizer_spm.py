@@ -238,9 +238,9 @@ def _tagged(number: int, body: bytes) -> bytes:
     return _varint(number << 3 | _LENGTH) + _varint(len(body)) + body
 
 
-def close_to_text(pieces: Sequence[Piece], guarded: frozenset[int]) -> tuple[Piece, ...]:
-    """The pieces with guarded user-defined ones made control, so that plain text never matches them."""
+def close_to_text(pieces: Sequence[Piece], control: frozenset[int]) -> tuple[Piece, ...]:
+    """The pieces with control tokens of another kind made control, so that plain text never matches them."""
     return tuple(
-        replace(piece, kind=CONTROL) if index in guarded and piece.kind in (NORMAL, USER_DEFINED) else piece
+        replace(piece, kind=CONTROL) if index in control and piece.kind in (NORMAL, USER_DEFINED) else piece
         for index, piece in enumerate(pieces)
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from modelfiles.pretokenizers import PRE_TOKENIZERS
-from modelfiles.tokenizer_base import SpanTokenizer, TokenizerError, TokenTable, end_ids, special_ids
+from modelfiles.tokenizer_base import SpanTokenizer, TokenizerError, TokenTable, control_ids, end_ids
 from modelfiles.tokenizer_bpe import ByteLevelEncoder, byte_level_text
 from modelfiles.tokenizer_special import SpecialTokens
 
@@ -80,13 +80,12 @@ def from_ranks(data: bytes, special: SpecialTokens) -> SpanTokenizer:
     pieces = ranks + [b""] * (max(names.values()) + 1 - len(ranks))
     for text, index in names.items():
         pieces[index] = text.encode()
-    control, guarded = special_ids(names, names.values())
+    control = control_ids(names, names.values())
     bos = names.get(special.bos_token or kind.bos or "")
-    ends = end_ids(names, guarded, [names.get(special.eos_token or ""), *special.end_token_ids])
+    ends = end_ids(names, control, [names.get(special.eos_token or ""), *special.end_token_ids])
     table = TokenTable(
         token_bytes=tuple(pieces),
         control=control,
-        guarded=guarded,
         names=names,
         bos_token_id=bos,
         eos_token_id=ends[0] if ends else None,

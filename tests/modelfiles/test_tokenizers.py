@@ -184,7 +184,7 @@ def test_text_comes_back(tokenizer: Tokenizer) -> None:
 
 def test_control_strings_of_a_user_stay_text(tokenizer: Tokenizer) -> None:
     names = tokenizer.vocabulary().names
-    assert len(names) >= 4
+    assert len(names) >= 3
     for name, token_id in names.items():
         typed = f"a{name}hello"
         plain = tokenizer.encode(typed)
@@ -273,6 +273,23 @@ def test_user_defined_pieces_that_are_no_markers_are_matched(tmp_path: Path) -> 
     for made in (sentencepiece(tmp_path), gguf_llama(tmp_path), gguf_gemma4(tmp_path)):
         assert made.encode("a<table>")[-1] == IDS["<table>"]
         assert made.decode([IDS["<table>"]]) == "<table>"
+
+
+def test_tags_that_files_call_ordinary_are_shown_and_matched_in_any_text(tmp_path: Path) -> None:
+    """As in the families' own tokenizers: `<think>` is a token like another, and templates write it."""
+    for made in (gguf_gpt2(tmp_path), json_tokenizer(tmp_path)):
+        assert made.encode("a<think>")[-1] == 3
+        assert made.decode([3]) == "<think>"
+        assert "<think>" not in made.vocabulary().names
+
+
+def test_markers_are_control_tokens_whatever_the_file_calls_them(tmp_path: Path) -> None:
+    pieces = [*PIECES, Piece("<|channel>", 0, USER_DEFINED), Piece("<|turn>", 0, NORMAL)]
+    made = load_tokenizer([gguf_of(tmp_path, {}, pieces)])
+    table = made.vocabulary()
+    for name in ("<|channel>", "<|turn>", "<start_of_turn>"):
+        assert table.names[name] in table.control_token_ids
+        assert made.decode(made.encode(name)) == name
 
 
 def test_space_prefix_is_put_and_taken_away(tmp_path: Path) -> None:
