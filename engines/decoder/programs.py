@@ -243,12 +243,13 @@ class Programs:
         return greedy, (self._logits(rows), self._abstract_state.history, _ints(2, rows)), (1,)
 
     def _general_program(self, rows: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
+        draw = sampling.draw_each if _platform(self.params) == "cpu" else sampling.draw_together
+
         def general(
             logits: jax.Array, history: jax.Array, where: jax.Array, settings: Settings, mask: jax.Array
         ) -> Any:
             slots, positions = where
-            drawn = sampling.draw(logits, settings, mask, history[slots], positions)
-            logprobs = sampling.log_probabilities(logits, drawn.token_ids, settings.logprobs)
+            drawn, logprobs = draw(logits, settings, mask, history[slots], positions)
             packed = jnp.stack(drawn, axis=1)
             return packed, logprobs, history.at[slots, positions].set(drawn.token_ids)
 
@@ -372,6 +373,11 @@ def neutral_settings(rows: int, vocabulary_size: int) -> Settings:
 def _init_state(config: DecoderConfig, slots: int, context: int, kv_type: DTypeLike) -> State:
     cache = init_cache(config, slots, context, kv_type)
     return State(cache, jnp.zeros((slots + 1, context), jnp.int32))
+
+
+def _platform(params: Mapping[str, Any]) -> str:
+    (device,) = next(iter(jax.tree.leaves(params))).devices()
+    return str(device.platform)
 
 
 def _abstract(array: Any) -> jax.ShapeDtypeStruct:

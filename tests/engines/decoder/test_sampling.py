@@ -327,6 +327,19 @@ def test_largest_is_a_sorted_top(size: int) -> None:
     np.testing.assert_array_equal(np.take_along_axis(values, np.asarray(ids), -1), top)
 
 
+@pytest.mark.slow
+def test_row_by_row_is_the_same_as_together() -> None:
+    logits = np.stack([random_logits(500, seed) for seed in range(len(FILTERS))])
+    rows = [replace(row, seed=i, logprobs=i % 2 == 0) for i, row in enumerate(FILTERS)]
+    mask = np.zeros((len(rows), 16), np.uint32)
+    history = np.zeros((len(rows), CONTEXT), np.int32)
+    arguments = (logits, settings_of(rows, 500), mask, history, np.full(len(rows), 5, np.int32))
+    each, each_logprobs = jax.jit(sampling.draw_each)(*arguments)
+    together, logprobs = jax.jit(sampling.draw_together)(*arguments)
+    assert np.array_equal(each.token_ids, together.token_ids)
+    np.testing.assert_allclose(each_logprobs.top[::2], logprobs.top[::2], atol=1e-5)
+
+
 def test_nothing_compiles_for_new_settings() -> None:
     logits = np.stack([random_logits(500, 1)] * 2)
     draw(logits, [Row(), Row()])
