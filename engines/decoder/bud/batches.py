@@ -36,7 +36,7 @@ class Phase:
 
 PHASES = (
     Phase(
-        0.30,
+        0.385,
         16,
         512,
         {"tiny": 0.42, "children": 0.08, "gutenberg": 0.06, "story": 0.40, "talk": 0.02, "persona": 0.02},

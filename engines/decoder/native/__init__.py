@@ -1,4 +1,4 @@
-"""The C++ kernels for block-quantised weights on a CPU: their library, the packing, the products.
+"""The C++ kernels for a CPU: products with block-quantised weights, and attention to the cache.
 
 Optional: without a compiler at installation the library is missing, `available()` is None and XLA serves.
 Knows storage types and shapes, not models. `register_all` offers the kernels to `engines.decoder.ops`.
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 BLOCK_TYPES = ("Q8_0", "Q4_0", "Q4_K", "Q6_K", "BF16", "Q5_0", "IQ4_NL")
 """Storage types with a kernel. Q5_0 and IQ4_NL are packed as 8-bit codes, which hold them exactly."""
+
+CACHE_TYPES = ("bfloat16", "float32")
+"""Types of the key-value cache that the attention kernel reads."""
 
 ALIGNMENT = 64
 
@@ -57,7 +60,7 @@ def _library() -> ctypes.CDLL | None:
         ctypes.c_int64,
         ctypes.c_void_p,
     ]
-    for name in ("gemmule_matmul", "gemmule_rows"):
+    for name in ("gemmule_matmul", "gemmule_rows", "gemmule_attention"):
         capsule = jax.ffi.pycapsule(getattr(library, name))  # type: ignore[no-untyped-call]
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     return library
@@ -121,6 +124,37 @@ def quantized_rows(packed: jax.Array, block_type: str, shape: tuple[int, int], i
     return rows
 
 
+def cached_attention(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    slots: jax.Array,
+    positions: jax.Array,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int,
+) -> jax.Array:
+    """Attention of query float32 [B, T, heads, head size] to the cached positions up to its own.
+
+    `keys` and `values` are [slots + 1, kv heads, length, head size], bfloat16 or float32; position p of a slot
+    lies in cell p % length. `positions` int32 [B, T] is -1 for padding, whose result is 0. `window` counts
+    the query's own position (0: no limit). Head sizes are multiples of 16.
+    """
+    result = jax.ShapeDtypeStruct(query.shape, np.float32)  # type: ignore[no-untyped-call]
+    attended: jax.Array = jax.ffi.ffi_call("gemmule_attention", result)(
+        query.astype(np.float32),
+        keys,
+        values,
+        slots,
+        positions,
+        scale=np.float32(scale),
+        softcap=np.float32(softcap or 0.0),
+        window=np.int64(window),
+    )
+    return attended
+
+
 @functools.cache
 def _format(block_type: str) -> np.int64:
     library = _library()
@@ -138,6 +172,8 @@ def register_all() -> str | None:
         ops.register("pack", block_type, "cpu", _packer(block_type), name)
         ops.register("matmul", block_type, "cpu", _matmul(block_type), name)
         ops.register("rows", block_type, "cpu", _rows(block_type), name)
+    for cache_type in CACHE_TYPES:
+        ops.register("attention", cache_type, "cpu", cached_attention, name)
     return path
 
 

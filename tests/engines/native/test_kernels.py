@@ -168,3 +168,6 @@ def test_registration_offers_every_kernel() -> None:
         for op in ("pack", "matmul", "rows"):
             assert ops.lookup(op, block_type, "cpu")
             ops.unregister(op, block_type, "cpu")
+    for cache_type in native.CACHE_TYPES:
+        assert ops.lookup("attention", cache_type, "cpu")
+        ops.unregister("attention", cache_type, "cpu")

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "attention.h"
 #include "layout.h"
 
 namespace gemmule {
@@ -35,6 +36,7 @@ struct Path {
   bool (*supported)();
   void (*run)(const Task& task, int64_t begin, int64_t end);
   void (*quantize)(const float* x, int64_t inputs, const Activations& out);
+  AttentionPath attention;
 };
 
 extern const Path kAvx512Path, kAvx2Path, kNeonPath, kPortablePath;

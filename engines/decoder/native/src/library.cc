@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "activations.h"
+#include "attend.h"
 #include "pack.h"
 #include "pool.h"
 #include "product.h"
@@ -40,6 +41,20 @@ ffi::Error rows(ffi::Buffer<ffi::U8> packed, ffi::Buffer<ffi::S32> ids, int64_t 
   return ffi::Error::Success();
 }
 
+ffi::Error attention(ffi::Buffer<ffi::F32> query, ffi::AnyBuffer keys, ffi::AnyBuffer values,
+                     ffi::Buffer<ffi::S32> slots, ffi::Buffer<ffi::S32> positions, float scale, float softcap,
+                     int64_t window, ffi::ResultBuffer<ffi::F32> out) {
+  const auto q = query.dimensions(), k = keys.dimensions();
+  const bool wide = keys.element_type() == ffi::F32;
+  if (keys.element_type() != values.element_type() || (!wide && keys.element_type() != ffi::BF16))
+    return ffi::Error::InvalidArgument("keys and values must be bfloat16 or float32");
+  if (q[3] % 16 || q[3] != k[3] || q[2] % k[1]) return ffi::Error::InvalidArgument("heads do not fit the cache");
+  attend(best_path(), {query.typed_data(), keys.untyped_data(), values.untyped_data(), wide, slots.typed_data(),
+                       positions.typed_data(), q[0], q[1], q[2], k[1], k[2], q[3], k[0], scale, softcap, window,
+                       out->typed_data()});
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace gemmule
 
@@ -56,6 +71,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gemmule_rows, gemmule::rows,
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Attr<int64_t>("format")
                                   .Attr<int64_t>("outputs")
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gemmule_attention, gemmule::attention,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Attr<float>("scale")
+                                  .Attr<float>("softcap")
+                                  .Attr<int64_t>("window")
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
 extern "C" {

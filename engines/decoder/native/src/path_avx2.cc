@@ -10,6 +10,7 @@
 #include "activations.h"  // shared inline functions stay on the base target
 
 GEMMULE_TARGET("avx2,fma,f16c")
+#include "attention_kernels.h"
 #include "kernels.h"
 #include "quantize.h"
 
@@ -38,6 +39,20 @@ struct Avx2 {
   static F from_s8(const uint8_t* from) {
     const __m128i v = bytes(from);
     return to_float({_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8))});
+  }
+  static F floats(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+  static __m256 widen(__m128i raw) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+  }
+  static F bf16s(const uint16_t* from) {
+    const uint8_t* at = reinterpret_cast<const uint8_t*>(from);
+    return {widen(bytes(at)), widen(bytes(at + 16))};
+  }
+  static float total(F x) {
+    const __m256 eight = _mm256_add_ps(x.a, x.b);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
   }
   static void store(float* to, F x) {
     _mm256_storeu_ps(to, x.a);
@@ -90,7 +105,7 @@ void quantize(const float* x, int64_t inputs, const Activations& out) { quantize
 
 }  // namespace
 
-const Path kAvx2Path = {"avx2", supported, run, quantize};
+const Path kAvx2Path = {"avx2", supported, run, quantize, {Attention<Avx2>::any_span, Attention<Avx2>::join}};
 
 }  // namespace gemmule
 GEMMULE_TARGET_END

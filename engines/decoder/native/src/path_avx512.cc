@@ -10,6 +10,7 @@
 #include "activations.h"  // shared inline functions stay on the base target
 
 GEMMULE_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
+#include "attention_kernels.h"
 #include "kernels.h"
 #include "quantize.h"
 
@@ -35,6 +36,12 @@ struct Avx512 {
   static __m128i bytes(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
   static F from_u8(const uint8_t* from) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(from))); }
   static F from_s8(const uint8_t* from) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(from))); }
+  static F floats(const float* from) { return _mm512_loadu_ps(from); }
+  static F bf16s(const uint16_t* from) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+  }
+  static float total(F a) { return _mm512_reduce_add_ps(a); }
   static void store(float* to, F a) { _mm512_storeu_ps(to, a); }
   static I start(int32_t value) { return _mm512_set1_epi32(value); }
   static I start_wide(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
@@ -64,7 +71,7 @@ void quantize(const float* x, int64_t inputs, const Activations& out) { quantize
 
 }  // namespace
 
-const Path kAvx512Path = {"avx512-vnni", supported, run, quantize};
+const Path kAvx512Path = {"avx512-vnni", supported, run, quantize, {Attention<Avx512>::any_span, Attention<Avx512>::join}};
 
 }  // namespace gemmule
 GEMMULE_TARGET_END

@@ -17,6 +17,7 @@ GEMMULE_TARGET("dotprod")
 #else
 GEMMULE_TARGET("+dotprod")
 #endif
+#include "attention_kernels.h"
 #include "kernels.h"
 #include "quantize.h"
 
@@ -66,6 +67,15 @@ struct Neon {
     float whole[16];
     for (int i = 0; i < 16; ++i) whole[i] = static_cast<int8_t>(from[i]);
     return each([&](int i) { return vld1q_f32(whole + 4 * i); });
+  }
+  static F floats(const float* from) {
+    return each([&](int i) { return vld1q_f32(from + 4 * i); });
+  }
+  static F bf16s(const uint16_t* from) {
+    return each([&](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(from + 4 * i), 16)); });
+  }
+  static float total(const F& a) {
+    return vaddvq_f32(vaddq_f32(vaddq_f32(a.v[0], a.v[1]), vaddq_f32(a.v[2], a.v[3])));
   }
   static void store(float* to, const F& a) {
     for (int i = 0; i < 4; ++i) vst1q_f32(to + 4 * i, a.v[i]);
@@ -130,7 +140,7 @@ void quantize(const float* x, int64_t inputs, const Activations& out) { quantize
 
 }  // namespace
 
-const Path kNeonPath = {"neon-dotprod", supported, run, quantize};
+const Path kNeonPath = {"neon-dotprod", supported, run, quantize, {Attention<Neon>::any_span, Attention<Neon>::join}};
 
 }  // namespace gemmule
 GEMMULE_TARGET_END

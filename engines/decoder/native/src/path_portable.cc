@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "attention_kernels.h"
 #include "half.h"
 #include "kernels.h"
 #include "quantize.h"
@@ -61,6 +62,24 @@ struct Portable {
     for (int i = 0; i < 16; ++i) out.v[i] = static_cast<int8_t>(from[i]);
     return out;
   }
+  static F floats(const float* from) {
+    F out;
+    std::memcpy(out.v, from, sizeof out.v);
+    return out;
+  }
+  static F bf16s(const uint16_t* from) {
+    F out;
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
+      std::memcpy(out.v + i, &bits, 4);
+    }
+    return out;
+  }
+  static float total(const F& a) {
+    float sum = 0.0f;
+    for (float lane : a.v) sum += lane;
+    return sum;
+  }
   static void store(float* to, const F& a) { std::memcpy(to, a.v, sizeof a.v); }
   static I start(int32_t value) {
     I out;
@@ -118,6 +137,6 @@ void quantize(const float* x, int64_t inputs, const Activations& out) { quantize
 
 }  // namespace
 
-const Path kPortablePath = {"portable", always, run, quantize};
+const Path kPortablePath = {"portable", always, run, quantize, {Attention<Portable>::any_span, Attention<Portable>::join}};
 
 }  // namespace gemmule

@@ -1,0 +1,126 @@
+// The arithmetic of attention, written once over a vector type `V`; included by each path_*.cc like kernels.h.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "attention.h"
+
+namespace gemmule {
+
+// exp for arguments of at most 0, to about 2e-7 relative: 2^n times a polynomial, lanes independent.
+static inline float exp_below_zero(float x) {
+  const float clamped = x < -87.0f ? -87.0f : x;
+  const float shifted = clamped * 1.44269504f + 12582912.0f;  // rounds to the nearest integer
+  const float whole = shifted - 12582912.0f;
+  const float rest = (clamped - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * rest + 1.3981999507e-3f;
+  p = p * rest + 8.3334519073e-3f;
+  p = p * rest + 4.1665795894e-2f;
+  p = p * rest + 1.6666665459e-1f;
+  p = p * rest + 5.0000001201e-1f;
+  p = p * rest * rest + rest + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return x < -87.0f ? 0.0f : p * power;
+}
+
+template <class V>
+struct Attention {
+  using F = typename V::F;
+
+  static F row(const AttentionTask& task, const void* base, int64_t at) {
+    return task.wide ? V::floats(static_cast<const float*>(base) + at)
+                     : V::bf16s(static_cast<const uint16_t*>(base) + at);
+  }
+
+  // Scores of `count` positions from `first` on: scores[g * kSpan + i].
+  template <int G>
+  static void score(const AttentionTask& task, int64_t base, const float* query, int64_t first, int64_t count,
+                    float* scores) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t key = base + (first + i) % task.length * task.size;
+      F sum[G];
+      for (int g = 0; g < G; ++g) sum[g] = V::set(0.0f);
+      for (int64_t h = 0; h < task.size; h += 16) {
+        const F k = row(task, task.keys, key + h);
+        for (int g = 0; g < G; ++g) sum[g] = V::fma(k, V::floats(query + g * task.size + h), sum[g]);
+      }
+      for (int g = 0; g < G; ++g) scores[g * kSpan + i] = V::total(sum[g]) * task.scale;
+    }
+  }
+
+  // Scores to weights; fills top and total.
+  static void soften(const AttentionTask& task, int64_t count, float* scores, float* top, float* total) {
+    if (task.softcap > 0.0f) {
+      for (int64_t i = 0; i < count; ++i) {
+        const float x = scores[i] / task.softcap, size = std::fabs(x);
+        const float e = exp_below_zero(-2.0f * size);
+        scores[i] = std::copysign((1.0f - e) / (1.0f + e), x) * task.softcap;
+      }
+    }
+    float highest = scores[0], sum = 0.0f;
+    for (int64_t i = 1; i < count; ++i) highest = scores[i] > highest ? scores[i] : highest;
+    for (int64_t i = 0; i < count; ++i) scores[i] = exp_below_zero(scores[i] - highest);
+    for (int64_t i = 0; i < count; ++i) sum += scores[i];
+    *top = highest;
+    *total = sum;
+  }
+
+  template <int G>
+  static void mix(const AttentionTask& task, int64_t base, const float* weights, int64_t first, int64_t count,
+                  float* const* sums) {
+    for (int64_t h = 0; h < task.size; h += 16) {
+      F sum[G];
+      for (int g = 0; g < G; ++g) sum[g] = V::set(0.0f);
+      for (int64_t i = 0; i < count; ++i) {
+        const F v = row(task, task.values, base + (first + i) % task.length * task.size + h);
+        for (int g = 0; g < G; ++g) sum[g] = V::fma(v, V::set(weights[g * kSpan + i]), sum[g]);
+      }
+      for (int g = 0; g < G; ++g) V::store(sums[g] + h, sum[g]);
+    }
+  }
+
+  template <int G>
+  static void span(const AttentionTask& task, int64_t base, const float* query, int64_t first, int64_t count,
+                   const Partial& out) {
+    float scores[G * kSpan];
+    score<G>(task, base, query, first, count, scores);
+    for (int g = 0; g < G; ++g)
+      soften(task, count, scores + g * kSpan, const_cast<float*>(out.top) + g, const_cast<float*>(out.total) + g);
+    mix<G>(task, base, scores, first, count, out.sums);
+  }
+
+  // The span [first, first + count) for `group` query heads from `query` on.
+  static void any_span(const AttentionTask& task, int64_t base, const float* query, int group, int64_t first,
+                       int64_t count, const Partial& out) {
+    switch (group) {
+      case 1: return span<1>(task, base, query, first, count, out);
+      case 2: return span<2>(task, base, query, first, count, out);
+      case 3: return span<3>(task, base, query, first, count, out);
+      case 4: return span<4>(task, base, query, first, count, out);
+      case 5: return span<5>(task, base, query, first, count, out);
+      case 6: return span<6>(task, base, query, first, count, out);
+      case 7: return span<7>(task, base, query, first, count, out);
+      default: return span<8>(task, base, query, first, count, out);
+    }
+  }
+
+  // Adds a later span to an earlier one.
+  static void join(const AttentionTask& task, int group, const Partial& later, Partial* all) {
+    for (int g = 0; g < group; ++g) {
+      const float top = later.top[g] > all->top[g] ? later.top[g] : all->top[g];
+      const float old = exp_below_zero(all->top[g] - top), fresh = exp_below_zero(later.top[g] - top);
+      for (int64_t h = 0; h < task.size; h += 16) {
+        const F kept = V::mul(V::floats(all->sums[g] + h), V::set(old));
+        V::store(all->sums[g] + h, V::fma(V::floats(later.sums[g] + h), V::set(fresh), kept));
+      }
+      all->total[g] = all->total[g] * old + later.total[g] * fresh;
+      all->top[g] = top;
+    }
+  }
+};
+
+}  // namespace gemmule
