@@ -25,6 +25,7 @@ from gateway.streaming import JSONReply, LineStream, ndjson, unless_gone
 from modelfiles.modelfile import Modelfile
 from registry import errors as registry_errors
 from registry.blobs import parse_digest
+from registry.bundled import NAME as BUNDLED
 from registry.create import create as create_model
 from registry.name import ModelName
 from registry.progress import OnProgress, Progress
@@ -99,9 +100,35 @@ async def pull(request: Request) -> Response:
     puller = puller_of(request.app, gateway)
 
     async def work(on_progress: OnProgress) -> None:
-        await fetch(puller, reference, on_progress)
+        try:
+            if not _ships_with_us(gateway, reference.name):
+                await fetch(puller, reference, on_progress)
+        except (registry_errors.Unavailable, registry_errors.NotFound) as error:
+            await asyncio.to_thread(_require_local, gateway, reference.name, error)
+            on_progress(Progress(f"keeping the model that is here: {error}"))
 
     return await _reply(request, work, body.stream)
+
+
+def _ships_with_us(gateway: Gateway, name: ModelName) -> bool:
+    """Whether there is nowhere to pull it from; some clients pull before every request."""
+    if any(name.display() == model.name for model in gateway.catalog.built_in()):
+        return True
+    return name == BUNDLED and _is_local(gateway, name)
+
+
+def _is_local(gateway: Gateway, name: ModelName) -> bool:
+    try:
+        gateway.store.entry(name)
+    except registry_errors.ModelNotFound:
+        return False
+    return True
+
+
+def _require_local(gateway: Gateway, name: ModelName, error: Exception) -> None:
+    """Raises `error` unless the model is here already, so that work goes on without a network."""
+    if not _is_local(gateway, name):
+        raise error
 
 
 async def _reply(request: Request, work: Work, stream: bool | None) -> Response:

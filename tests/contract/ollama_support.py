@@ -6,13 +6,17 @@ The server is a process of its own; clients get its address as OLLAMA_HOST and a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.gateway.live import live_server
 
@@ -98,3 +102,46 @@ def write_stories(shared_data: Path, folder: Path) -> Path:
         write_llama2c_gguf(Llama2c(shared_data / "models" / "stories260K", "stories260K"), path)
     (folder / "Modelfile").write_text(MODELFILE)
     return path
+
+
+def cache_folder() -> Path:
+    """Where built programs and installed packages are kept between runs, outside the project."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gemmule-tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fingerprint(folder: Path, *patterns: str) -> str:
+    """A short digest of the files a build is made from."""
+    found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in found)).hexdigest()[:16]
+
+
+def built_go_program(folder: Path) -> Path:
+    """The program of a Go module; skips where there is no Go or no way to its dependencies."""
+    if shutil.which("go") is None:
+        pytest.skip("no Go toolchain")
+    binary = cache_folder() / f"{folder.name}-{fingerprint(folder, '*.go', 'go.*')}"
+    if not binary.exists():
+        command = ["go", "build", "-buildvcs=false", "-o", str(binary), "."]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode:
+            pytest.skip(f"{folder.name} cannot be built: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    return binary
+
+
+def installed_npm_packages(folder: Path) -> Path:
+    """A folder with the `node_modules` that package-lock.json pins; skips without npm or a network."""
+    if shutil.which("npm") is None:
+        pytest.skip("no npm")
+    place = cache_folder() / f"{folder.name}-{fingerprint(folder, 'package*.json')}"
+    if not (place / "node_modules").is_dir():
+        place.mkdir(exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(folder / name, place)
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            shutil.rmtree(place)
+            pytest.skip(f"the packages cannot be had: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    return place

@@ -1,0 +1,162 @@
+"""The real `ollama` command, built from its own cmd package, against a live server; transcripts are golden.
+
+Its server and runner are cut out of the build (see stubs): what is left is the client, unchanged, and needs
+no C++. The binary is kept in the user's cache folder, keyed by what it is built from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.ollama_support import Server, cache_folder, fingerprint, serving, write_stories
+from tests.gateway.cli.golden import check_golden
+
+pytestmark = pytest.mark.contract
+
+HERE = Path(__file__).parent
+SOURCES = ("main.go", "go.mod", "go.sum", "stubs/server.go", "stubs/runner.go")
+OLLAMA = Path("vendor/github.com/ollama/ollama")
+SERVER_HALF = ("server/*.go", "runner/*.go", "x/imagegen/server.go")
+"""What would pull in the engine."""
+
+BUILD_SECONDS = 900
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+FRAME = "\x1b[?2026h"
+"""Begins each redrawing of a progress board."""
+
+VARYING = (
+    (r"\b(About an? \w+|\d+ \w+|Less than a second)( ago| from now)", r"<time>\2"),
+    (r"\b[0-9.]+(ns|µs|ms|s)\b", "<duration>"),
+    (r"[0-9.]+ tokens/s", "<rate>"),
+    (r"/\S+/blobs/", "<store>/blobs/"),
+    (r"sha256([:-])[0-9a-f]{64}", r"sha256\1<digest>"),
+    (r"(?m)^(\S+ +)[0-9a-f]{12}\b", r"\1<id>"),
+)
+SPINNER = re.compile(r"[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏] ?")
+
+
+@pytest.fixture(scope="session")
+def ollama() -> Path:
+    """The binary; skips where there is no Go, or no way to the module."""
+    if shutil.which("go") is None:
+        pytest.skip("no Go toolchain")
+    binary = cache_folder() / f"ollama-{fingerprint(HERE, *SOURCES)}"
+    if not binary.exists():
+        build(binary.with_name(f"build-{binary.name}"), binary)
+    return binary
+
+
+def build(folder: Path, binary: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in ("main.go", "go.mod", "go.sum"):
+        shutil.copy(HERE / name, folder)
+    vendored = subprocess.run(
+        ["go", "mod", "vendor"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_SECONDS,
+        check=False,
+    )
+    if vendored.returncode:
+        pytest.skip(f"the ollama module cannot be had: {vendored.stderr.strip().splitlines()[-1]}")
+    for pattern in SERVER_HALF:
+        for path in (folder / OLLAMA).glob(pattern):
+            path.unlink()
+    for package in ("server", "runner"):
+        shutil.copy(HERE / "stubs" / f"{package}.go", folder / OLLAMA / package)
+    subprocess.run(
+        ["go", "build", "-mod=vendor", "-buildvcs=false", "-o", str(binary), "."],
+        cwd=folder,
+        env=os.environ | {"CGO_ENABLED": "0"},
+        timeout=BUILD_SECONDS,
+        check=True,
+    )
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Iterator[Server]:
+    """A server, and a client's folder with the tiny model and its Modelfile."""
+    with serving(tmp_path_factory.mktemp("ollama-cli")) as running:
+        write_stories(shared_data, running.folder)
+        yield running
+
+
+class Transcript:
+    """Runs commands and writes down what a person would have seen."""
+
+    def __init__(self, ollama: Path, server: Server) -> None:
+        self._ollama = ollama
+        self._server = server
+        self.text = ""
+
+    def __call__(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        done = self._server.run([str(self._ollama), *arguments], input=stdin)
+        pipe = f"printf {stdin!r} | " if stdin else ""
+        self.text += f"$ {pipe}ollama {' '.join(arguments)}\n{cleaned(done.stdout)}"
+        if errors := cleaned(done.stderr):
+            self.text += "".join(f"2> {line}\n" for line in errors.splitlines())
+        if done.returncode:
+            self.text += f"exit {done.returncode}\n"
+        return done
+
+
+def cleaned(text: str) -> str:
+    """The last frame of a progress board, without escapes, and without what differs from day to day."""
+    text = text.rpartition(FRAME)[2]
+    text = SPINNER.sub("", ESCAPES.sub("", text))
+    for pattern, word in VARYING:
+        text = re.sub(pattern, word, text)
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def test_a_model_from_its_file_to_its_end(ollama: Path, server: Server) -> None:
+    run = Transcript(ollama, server)
+    run("--version")
+    run("create", "tale", "-f", "Modelfile")
+    run("list")
+    run("ls", "ta")
+    run("show", "tale")
+    for part in ("--license", "--modelfile", "--parameters", "--template", "--system"):
+        run("show", "tale", part)
+    run("show", "tale", "--verbose")
+    run("show", "tale", "--system", "--template")
+    assert run("run", "tale", "Once upon a time").returncode == 0
+    assert run("run", "tale", "--verbose", stdin="Once upon a time").returncode == 0
+    run("ps")
+    run("stop", "tale")
+    run("ps")
+    run("cp", "tale", "me/tale:v1")
+    run("rm", "tale", "me/tale:v1")
+    run("list", "tale")
+    run("rm", "tale")
+    run("show", "tale")
+    run("cp", "tale", "other")
+    check_golden(HERE / "golden" / "transcript.txt", run.text)
+
+
+def test_what_the_show_command_prints_makes_the_same_model_again(ollama: Path, server: Server) -> None:
+    run = Transcript(ollama, server)
+    run("create", "first", "-f", "Modelfile")
+    (server.folder / "Again").write_text(run("show", "first", "--modelfile").stdout)
+    assert run("create", "second", "-f", "Again").returncode == 0
+    for part in ("--parameters", "--template", "--system", "--license"):
+        assert run("show", "first", part).stdout == run("show", "second", part).stdout
+    ids = {
+        line.split()[1] for line in run("list").stdout.splitlines() if line.startswith(("first", "second"))
+    }
+    assert len(ids) == 1, "the same layers make the same manifest"
+
+
+def test_a_folder_of_the_command_itself_tells_of_a_missing_server(ollama: Path, server: Server) -> None:
+    done = server.run([str(ollama), "list"], env=server.environment(OLLAMA_HOST="127.0.0.1:9"))
+    assert done.returncode == 1
