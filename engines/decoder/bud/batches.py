@@ -55,14 +55,13 @@ PHASES = (
         512,
         {"tiny": 0.10, "children": 0.03, "gutenberg": 0.01, "story": 0.80, "talk": 0.04, "persona": 0.02},
         noun_rate=0.6,
-        noun_weight=3.0,
+        noun_weight=2.0,
     ),
     Phase(
         1.01,
         8,
         1024,
         {"tiny": 0.06, "story": 0.66, "session": 0.20, "talk": 0.06, "persona": 0.02},
-        noun_weight=2.0,
     ),
 )
 """Plain texts first, conversations from the start, long sessions in the last part."""

@@ -18,6 +18,9 @@ VOCABULARY_SIZE = 4096
 PAD, EOS, BOS, UNKNOWN, START_OF_TURN, END_OF_TURN = range(6)
 """The control tokens' ids; the names below are Gemma's."""
 
+EMPHASISED = 2
+"""How many mentions of the noun that was asked for weigh more: later ones can be copied from the story itself."""
+
 CONTROL_TOKENS = ("<start_of_turn>", "<end_of_turn>")
 
 
@@ -84,7 +87,7 @@ class Tokenizer:
         if turn.role != "model":
             return [0.0] * len(body)
         weights = [1.0] * len(body)
-        spans = mentions(turn.text, turn.emphasis) if turn.emphasis and noun_weight != 1.0 else []
+        spans = mentions(turn.text, turn.emphasis)[:EMPHASISED] if turn.emphasis else []
         if not spans:
             return weights
         # Texts are ASCII and not normalised: a piece is as long as its text, a byte piece one character.

@@ -137,9 +137,9 @@ def cached_attention(
 ) -> jax.Array:
     """Attention of query float32 [B, T, heads, head size] to the cached positions up to its own.
 
-    `keys` and `values` are [slots + 1, kv heads, length, head size], bfloat16 or float32; position p of a slot
-    lies in cell p % length. `positions` int32 [B, T] is -1 for padding, whose result is 0. `window` counts
-    the query's own position (0: no limit). Head sizes are multiples of 16.
+    `keys` and `values` are [slots + 1, kv heads, length, head size], bfloat16 or float32; position p of a
+    slot lies in cell p % length. `positions` int32 [B, T] is -1 for padding, whose result is 0. `window`
+    counts the query's own position (0: no limit). Head sizes are multiples of 16.
     """
     result = jax.ShapeDtypeStruct(query.shape, np.float32)  # type: ignore[no-untyped-call]
     attended: jax.Array = jax.ffi.ffi_call("gemmule_attention", result)(
