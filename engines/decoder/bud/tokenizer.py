@@ -19,7 +19,7 @@ PAD, EOS, BOS, UNKNOWN, START_OF_TURN, END_OF_TURN = range(6)
 """The control tokens' ids; the names below are Gemma's."""
 
 EMPHASISED = 2
-"""How many mentions of the noun that was asked for weigh more: later ones can be copied from the story itself."""
+"""So many mentions of the noun asked for weigh more: later ones can be copied from the story itself."""
 
 CONTROL_TOKENS = ("<start_of_turn>", "<end_of_turn>")
 
