@@ -132,7 +132,6 @@ class Catalog:
                 description,
                 model.template,
                 vocabulary.names,
-                model.config.capabilities,
                 model.config.renderer,
                 model.config.parser,
             ),

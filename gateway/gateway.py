@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from engines.base import LoadProgress
+from gateway.archive import Archive
 from gateway.auth import Authority, read_keys
 from gateway.catalog import Catalog, ServedModel
 from gateway.errors import ShuttingDown
@@ -47,6 +48,8 @@ class Gateway:
         self.metrics = Metrics(self.manager.loaded)
         planner = Planner(self.sandbox, settings, device)
         self.service = Service(self.catalog, self.manager, self.sandbox, planner, self.metrics)
+        self.archive = Archive(settings.state / "replies.sqlite")
+        self.background: dict[str, asyncio.Task[None]] = {}
         self.draining = False
         self._janitor: asyncio.Task[None] | None = None
 
@@ -78,8 +81,12 @@ class Gateway:
             self._janitor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._janitor
+        for task in list(self.background.values()):
+            task.cancel()
+        await asyncio.gather(*self.background.values(), return_exceptions=True)
         await self.manager.close()
         await self.sandbox.close()
+        await self.archive.close()
 
 
 async def start_runner(plan: LoadPlan, on_progress: Callable[[LoadProgress], None]) -> Runner:

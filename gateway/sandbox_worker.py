@@ -109,7 +109,6 @@ class Inspect:
     description: ModelDescription
     template: str | None
     names: dict[str, int]
-    claimed: tuple[str, ...] = ()
     renderer: str = ""
     parser: str = ""
 
@@ -247,7 +246,6 @@ def get_vocabulary(call: GetVocabulary) -> Vocabulary:
 
 def inspect_model(call: Inspect) -> Inspected:
     from modelfiles.capabilities import capabilities
-
     from modelfiles.outputs.parser import convention_for
     from modelfiles.templates.builtin import choose_template, parser_convention, renderer_template
 
@@ -258,7 +256,7 @@ def inspect_model(call: Inspect) -> Inspected:
         template = choose_template(
             description.chat_template, call.template, description.architecture, call.names
         )
-    found = capabilities(description, template, call.claimed, call.parser or None)
+    found = capabilities(description, template, call.parser or None)
     if call.parser:
         convention = parser_convention(call.parser)
     else:

@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
 
 from engines.base import EncodeRequest, GenerateRequest, Grammar, StepOutput, Usage
@@ -257,14 +257,11 @@ class Service:
             raise BadRequest(
                 "response_format and a required tool call exclude each other", param="response_format"
             )
+        checked = asked
         if forced:
-            from modelfiles.outputs.toolcall_grammar import tool_grammar
-
-            asked = tool_grammar(model.convention, tools, parallel=parallel)
-        if asked is None:
-            return None
-        if model.engine == "decoder":
-            await self._sandbox.call(CheckGrammar(asked), bool, GRAMMAR_SECONDS)
+            checked, asked = _call_grammars(model, tools, parallel)
+        if checked is not None and model.engine == "decoder":
+            await self._sandbox.call(CheckGrammar(checked), bool, GRAMMAR_SECONDS)
         return asked
 
     def _resolve(self, model: ServedModel, options: GenerationOptions) -> ResolvedOptions:
@@ -292,7 +289,8 @@ class Service:
             lease.release(error)
             raise
         choices = [self._choice(job, index) for index in range(job.options.n)]
-        return _Events(self._metrics, lease, streams, choices, job, started).iterate()
+        running = _Running(self._metrics, lease, streams, choices, job, started)
+        return _Events(running.iterate(), lease)
 
     def _engine_request(self, job: _Job, index: int, room: int) -> GenerateRequest:
         sampling = job.resolved.sampling
@@ -364,8 +362,27 @@ class Service:
         return await self._sandbox.call(Detokenize(model.files, model.weights_digest, token_ids), str)
 
 
-class _Events:
-    """The running choices of one request; `iterate` is the only thing that ever frees them."""
+class _Events(AsyncIterator[Event]):
+    """The events of a request. One that is closed, or lost before it was ever asked for an event, frees its
+    place all the same (a generator that never ran has no `finally`)."""
+
+    def __init__(self, events: AsyncGenerator[Event, None], lease: Lease) -> None:
+        self._events = events
+        self._lease = lease
+
+    async def __anext__(self) -> Event:
+        return await self._events.__anext__()
+
+    async def aclose(self) -> None:
+        await self._events.aclose()
+        self._lease.release()
+
+    def __del__(self) -> None:
+        self._lease.release()
+
+
+class _Running:
+    """The running choices of one request; `iterate` ends them however it ends."""
 
     def __init__(
         self,
@@ -383,7 +400,7 @@ class _Events:
         self._job = job
         self._started = started
 
-    async def iterate(self) -> AsyncIterator[Event]:
+    async def iterate(self) -> AsyncGenerator[Event, None]:
         error: BaseException | None = None
         try:
             async for event in self._merged():
@@ -474,6 +491,19 @@ def offered_tools(tools: tuple[ToolSpec, ...], choice: ToolChoice) -> tuple[Tool
     if choice.mode == "none":
         return ()
     return tuple(tool for tool in tools if tool.name in choice.names) if choice.names else tools
+
+
+def _call_grammars(
+    model: ServedModel, tools: tuple[ToolSpec, ...], parallel: bool
+) -> tuple[Grammar, Grammar]:
+    """What forces a call: with the markers as text, for the check, and as tokens, to be run."""
+    from modelfiles.outputs.toolcall_grammar import tool_grammar
+
+    as_text = tool_grammar(model.convention, tools, required=True, parallel=parallel)
+    as_tokens = tool_grammar(
+        model.convention, tools, required=True, parallel=parallel, token_ids=model.vocabulary.names
+    )
+    return Grammar("lark", as_text[1]), Grammar("lark", as_tokens[1])
 
 
 def after_thinking(grammar: Grammar | None, model: ServedModel, prompt: str, thinks: bool) -> Grammar | None:

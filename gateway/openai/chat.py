@@ -6,6 +6,7 @@ a stream, because it is what the gateway does most. Called by the routes of this
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 import time
@@ -179,28 +180,52 @@ class _Choice:
         return message
 
 
-async def collect(
-    events: AsyncIterator[Event], heading: Heading, *, with_logprobs: bool, legacy: bool = False
-) -> dict[str, Any]:
-    """The whole reply: a fold over the same events a stream is made of. Raises what a `Failed` carries."""
-    choices: dict[int, _Choice] = {}
-    async for event in events:
+class ChatReply:
+    """The whole reply: a fold over the same events a stream is made of."""
+
+    def __init__(self, heading: Heading, *, with_logprobs: bool, legacy: bool = False) -> None:
+        self._heading = heading
+        self._with_logprobs = with_logprobs
+        self._legacy = legacy
+        self._choices: dict[int, _Choice] = {}
+
+    def push(self, event: Event) -> None:
+        """Adds an event; raises what a `Failed` carries."""
         if isinstance(event, Failed):
             raise event.error
-        choices.setdefault(event.index, _Choice()).push(event)
-    finished = [choice.finished for choice in choices.values() if choice.finished]
-    return heading.fields("chat.completion") | {
-        "choices": [
-            {
-                "index": index,
-                "message": choice.message(legacy),
-                "logprobs": logprobs_object(tuple(choice.logprobs), empty=[]) if with_logprobs else None,
-                "finish_reason": _reason(choice.finished, legacy),
-            }
-            for index, choice in sorted(choices.items())
-        ],
-        "usage": usage(finished),
-    }
+        self._choices.setdefault(event.index, _Choice()).push(event)
+
+    def reply(self) -> dict[str, Any]:
+        """The chat completion."""
+        finished = [choice.finished for choice in self._choices.values() if choice.finished]
+        choices = [self._choice(index, choice) for index, choice in sorted(self._choices.items())]
+        return self._heading.fields("chat.completion") | {"choices": choices, "usage": usage(finished)}
+
+    def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        logprobs = logprobs_object(tuple(choice.logprobs), empty=[]) if self._with_logprobs else None
+        return {
+            "index": index,
+            "message": choice.message(self._legacy),
+            "logprobs": logprobs,
+            "finish_reason": _reason(choice.finished, self._legacy),
+        }
+
+
+async def collect(events: AsyncIterator[Event], reply: ChatReply) -> dict[str, Any]:
+    """Folds all events into `reply`; closes them however it ends."""
+    async with contextlib.aclosing(events):  # type: ignore[type-var]
+        async for event in events:
+            reply.push(event)
+    return reply.reply()
+
+
+async def watched(events: AsyncIterator[Event], reply: ChatReply) -> AsyncIterator[Event]:
+    """The same events, folded into `reply` on their way."""
+    async with contextlib.aclosing(events):  # type: ignore[type-var]
+        async for event in events:
+            if not isinstance(event, Failed):
+                reply.push(event)
+            yield event
 
 
 def usage(finished: list[Finished]) -> dict[str, Any]:

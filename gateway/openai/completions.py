@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -66,15 +67,16 @@ async def collect(events: AsyncIterator[Event], heading: Heading, n: int = 1) ->
     texts: dict[int, list[str]] = {}
     tokens: dict[int, list[TokenText]] = {}
     finished: dict[int, Finished] = {}
-    async for event in events:
-        if isinstance(event, Failed):
-            raise event.error
-        texts.setdefault(event.index, [])
-        if isinstance(event, TextDelta | ThinkingDelta):
-            texts[event.index].append(event.text)
-            tokens.setdefault(event.index, []).extend(event.logprobs)
-        elif isinstance(event, Finished):
-            finished[event.index] = event
+    async with contextlib.aclosing(events):  # type: ignore[type-var]
+        async for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+            texts.setdefault(event.index, [])
+            if isinstance(event, TextDelta | ThinkingDelta):
+                texts[event.index].append(event.text)
+                tokens.setdefault(event.index, []).extend(event.logprobs)
+            elif isinstance(event, Finished):
+                finished[event.index] = event
     return heading.fields("text_completion") | {
         "choices": [
             {

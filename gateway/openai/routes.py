@@ -17,7 +17,9 @@ from gateway.errors import BadRequest
 from gateway.gateway import Gateway
 from gateway.openai import chat, completions
 from gateway.openai.convert import chat_request, completion_requests, keep_alive
+from gateway.openai.keeping import owner_of, saved
 from gateway.openai.schema import ChatBody, CompletionBody, EmbeddingBody
+from gateway.openai.stored import store_chat
 from gateway.service import merged
 from gateway.streaming import EventStream, JSONReply, encoded, unless_gone
 from gateway.types import ChatRequest, CompletionRequest, EmbedRequest, Event, Failed
@@ -40,12 +42,21 @@ async def chat_completions(request: Request) -> Response:
         return JSONReply(await rendered(gateway, asked))
     events = await unless_gone(request, gateway.service.chat(asked))
     heading = chat.Heading.new("chatcmpl-", body.model)
+    legacy = bool(body.functions)
+    whole = chat.ChatReply(heading, with_logprobs=bool(body.logprobs), legacy=legacy)
+
+    async def save() -> None:
+        if body.store:
+            await store_chat(gateway, body, whole.reply(), owner_of(request))
+
     if body.stream:
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        encoder = chat.ChatStream(heading, include_usage=include_usage, legacy=bool(body.functions))
-        return EventStream(encoded(events, encoder))
-    reply = chat.collect(events, heading, with_logprobs=bool(body.logprobs), legacy=bool(body.functions))
-    return JSONReply(await unless_gone(request, reply))
+        encoder = chat.ChatStream(heading, include_usage=include_usage, legacy=legacy)
+        kept = saved(chat.watched(events, whole), save) if body.store else events
+        return EventStream(encoded(kept, encoder))
+    reply = await unless_gone(request, chat.collect(events, whole))
+    await save()
+    return JSONReply(reply)
 
 
 @router.post("/completions")
