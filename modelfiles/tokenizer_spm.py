@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from modelfiles.tokenizer_base import MAX_VOCABULARY, TokenizerError
 
@@ -25,9 +25,8 @@ SPACE: Final = "▁"
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One entry of the vocabulary."""
+class Piece(NamedTuple):
+    """One entry of the vocabulary (a named tuple: there are hundreds of thousands)."""
 
     text: str
     score: float
@@ -83,9 +82,9 @@ class SentencePieceModel:
         """The model as the library reads it, repaired where the library would refuse it."""
         model = _repaired(self)
         out = bytearray()
-        for piece in model.pieces:
-            body = _tagged(1, piece.text.encode()) + b"\x15" + struct.pack("<f", piece.score)
-            out += _tagged(1, body + _number(3, piece.kind))
+        pack = struct.Struct("<BfBB").pack
+        for text, score, kind in model.pieces:
+            out += _tagged(1, _tagged(1, text.encode()) + pack(0x15, score, 0x18, kind))
         trainer = _number(3, model.algorithm) + _number(35, int(model.byte_fallback))
         trainer += _number(40, model.unknown_id) + _number(41, model.bos_id) + _number(42, model.eos_id)
         trainer += _number(43, -1)
@@ -147,16 +146,16 @@ def _repaired(model: SentencePieceModel) -> SentencePieceModel:
     seen: set[str] = set()
     pieces: list[Piece] = []
     for index, piece in enumerate(model.pieces):
-        text, kind = piece.text, piece.kind
+        text, score, kind = piece
         if not text or text in seen or "\0" in text:
             text, kind = f"\ue000{index}", CONTROL  # unreachable from text: its id only keeps its place
         if (kind == UNKNOWN and index != model.unknown_id) or (kind == BYTE and not fallback):
             kind = CONTROL
         seen.add(text)
-        pieces.append(Piece(text, piece.score, kind))
+        pieces.append(piece if kind == piece.kind and text == piece.text else Piece(text, score, kind))
     unknown = model.unknown_id
     if 0 <= unknown < len(pieces):
-        pieces[unknown] = replace(pieces[unknown], kind=UNKNOWN)
+        pieces[unknown] = pieces[unknown]._replace(kind=UNKNOWN)
     else:
         unknown = len(pieces)
         pieces.append(Piece("\ue001", 0.0, UNKNOWN))
@@ -222,12 +221,17 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _varint(value: int) -> bytes:
+    if 0 <= value < 0x80:
+        return _ONE_BYTE[value]
     value &= (1 << 64) - 1
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*out, value])
+
+
+_ONE_BYTE: Final = [bytes([value]) for value in range(0x80)]
 
 
 def _number(number: int, value: int) -> bytes:
@@ -241,6 +245,6 @@ def _tagged(number: int, body: bytes) -> bytes:
 def close_to_text(pieces: Sequence[Piece], control: frozenset[int]) -> tuple[Piece, ...]:
     """The pieces with control tokens of another kind made control, so that plain text never matches them."""
     return tuple(
-        replace(piece, kind=CONTROL) if index in control and piece.kind in (NORMAL, USER_DEFINED) else piece
+        piece._replace(kind=CONTROL) if index in control and piece.kind in (NORMAL, USER_DEFINED) else piece
         for index, piece in enumerate(pieces)
     )
