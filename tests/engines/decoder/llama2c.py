@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import numpy as np
 from modelfiles.files import ModelFile
 
 Tensors = dict[str, np.ndarray[Any, Any]]
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+FIRST_TEXT_PIECE = 259
 DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -97,6 +99,31 @@ class Llama2c:
         return re.sub(rb"<0x([0-9A-F]{2})>", lambda m: bytes([int(m[1], 16)]), joined).decode().lstrip(" ")
 
 
+def sentencepiece_pieces(model: Llama2c) -> Iterator[tuple[str, float, int]]:
+    """Name, score and type (SentencePiece's, also GGUF's) of every piece, as SentencePiece spells them."""
+    for index, (piece, score) in enumerate(model.pieces):
+        if index < 3:
+            yield ("<unk>", "<s>", "</s>")[index], score, UNKNOWN if index == 0 else CONTROL
+        else:
+            name = piece.decode().replace(" ", "\u2581")
+            yield name, score, BYTE if index < FIRST_TEXT_PIECE else NORMAL
+
+
+def write_llama2c_tokenizer(model: Llama2c, path: Path) -> None:
+    """`tokenizer.model`: the vocabulary as a SentencePiece BPE model, through sentencepiece's own schema."""
+    from sentencepiece import sentencepiece_model_pb2 as schema
+
+    proto = schema.ModelProto()
+    proto.trainer_spec.model_type = schema.TrainerSpec.BPE
+    proto.trainer_spec.byte_fallback = True
+    proto.trainer_spec.vocab_size = model.vocabulary
+    proto.normalizer_spec.name = "identity"
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    for name, score, kind in sentencepiece_pieces(model):
+        proto.pieces.add(piece=name, score=score, type=kind)
+    path.write_bytes(proto.SerializeToString())
+
+
 def write_llama2c_gguf(model: Llama2c, path: Path) -> None:
     """GGUF F32 with its SentencePiece vocabulary, through the `gguf` package."""
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -109,10 +136,10 @@ def write_llama2c_gguf(model: Llama2c, path: Path) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10_000.0)
     writer.add_tokenizer_model("llama")
-    names = [b"<unk>", b"<s>", b"</s>"] + [piece for piece, _ in model.pieces[3:]]
-    writer.add_token_list([name.replace(b" ", "\u2581".encode()) for name in names])
-    writer.add_token_scores([score for _, score in model.pieces])
-    writer.add_token_types([2, 3, 3] + [6 if 3 <= index < 259 else 1 for index in range(3, len(names))])
+    pieces = list(sentencepiece_pieces(model))
+    writer.add_token_list([name for name, _, _ in pieces])
+    writer.add_token_scores([score for _, score, _ in pieces])
+    writer.add_token_types([kind for _, _, kind in pieces])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     for name, array in model.tensors().items():
