@@ -15,7 +15,7 @@ import http.client
 import json
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -85,7 +85,7 @@ class Client:
         finally:
             connection.close()
 
-    def stream(self, path: str, body: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, path: str, body: Any) -> Generator[dict[str, Any], None, None]:
         """The objects of an NDJSON reply as they come. Raises ServerRefused for an error line too.
 
         Raises StreamCut unless the last object says so (`done`, or `status` success): a connection that

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from gateway.cli.errors import OK
 from gateway.cli.parser import COMMANDS, build_parser
 
-TAKES_MODEL = ("show", "run", "stop", "push", "pull", "list", "ls", "ps", "cp", "rm")
+TAKES_MODEL = ("show", "run", "stop", "push", "pull", "list", "ls", "ps", "cp", "rm", "export", "bench")
 LIST_NAMES = "gemmule list 2>/dev/null | awk 'NR>1 {print $1}'"
 
 
@@ -149,7 +149,7 @@ def fish() -> str:
 def _fish_arguments() -> Iterable[str]:
     seen = "complete -c gemmule -n '__fish_seen_subcommand_from"
     yield f"{seen} {' '.join(TAKES_MODEL)}' -a '(__gemmule_models)'"
-    yield f"{seen} create' -F"
+    yield f"{seen} create import export' -F"
     yield f"{seen} help' -a '{' '.join(_names())}'"
     yield f"{seen} completion' -a 'bash zsh fish'"
 

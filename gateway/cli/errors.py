@@ -49,3 +49,13 @@ def explain(error: ClientError) -> CommandError:
         if error.status in (401, 403):
             return CommandError(str(error), "set GEMMULE_API_KEY to a key of that server")
     return CommandError(str(error))
+
+
+def unforeseen(error: Exception) -> CommandError:
+    """Anything else: faults of our packages speak for themselves, the rest is a bug of ours."""
+    kind = type(error)
+    if kind.__module__.partition(".")[0] in {"registry", "modelfiles"}:
+        return CommandError(str(error), code=NOT_FOUND if kind.__name__ == "ModelNotFound" else FAILED)
+    return CommandError(
+        f"internal error: {kind.__name__}: {error}", "GEMMULE_DEBUG=1 shows where; please report it"
+    )

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gateway import __version__
-from gateway.cli.errors import FAILED, INTERRUPTED, OK, CommandError, explain
+from gateway.cli.errors import FAILED, INTERRUPTED, OK, CommandError, explain, unforeseen
 from gateway.cli.parser import BY_NAME, build_parser, parse
 from gateway.client import ClientError
 
@@ -37,12 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("GEMMULE_DEBUG"):
             raise
-        return _report(
-            CommandError(
-                f"internal error: {type(error).__name__}: {error}",
-                "GEMMULE_DEBUG=1 shows where; please report it",
-            )
-        )
+        return _report(unforeseen(error))
 
 
 def show_help(arguments: argparse.Namespace) -> int:

@@ -89,6 +89,31 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def _fsck(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repair", action="store_true", help="move what is damaged to quarantine/")
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", help="the tar to write (default: standard output)")
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a tar that export wrote")
+    parser.add_argument("--name", metavar="MODEL", help="call it this instead of its own name")
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument(
+        "--streams", metavar="N", type=int, nargs="+", default=[1, 4, 8], help="requests at once (1 4 8)"
+    )
+    parser.add_argument("--tokens", metavar="N", type=int, default=64, help="tokens to generate (64)")
+    parser.add_argument("--prompt-words", metavar="N", type=int, default=64, help="words of prompt (64)")
+    parser.add_argument("--rounds", metavar="N", type=int, default=3, help="times each is measured (3)")
+    _json(parser)
+
+
 def _completion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
 
@@ -113,6 +138,16 @@ COMMANDS = (
     Command("cp", "Give a model a second name", "models:copy", "gemmule cp bud me/bud", _copy),
     Command("rm", "Remove models", "models:remove", "gemmule rm fox owl", _remove),
     Command("doctor", "Check this machine and say what to fix", "doctor:doctor", "gemmule doctor", _doctor),
+    Command("fsck", "Read every byte of every model and say what is damaged", "store:fsck",
+            "gemmule fsck --repair", _fsck),
+    Command("prune", "Remove what no model uses, and partial downloads", "store:prune",
+            "gemmule prune", _nothing),
+    Command("export", "Write a model into one file", "store:export",
+            "gemmule export bud -o bud.tar", _export),
+    Command("import", "Take a model out of such a file", "store:import_",
+            "gemmule import bud.tar --name me/bud", _import),
+    Command("bench", "Measure how fast a model answers here", "bench:bench",
+            "gemmule bench bud --streams 1 8", _bench),
     Command("completion", "Print a completion script for a shell", "completion:completion",
             'eval "$(gemmule completion bash)"', _completion),
     Command("help", "Help about any command", "main:show_help", "gemmule help run", _help),

@@ -5,9 +5,11 @@ Silent when stderr is no terminal. Sans-IO renderer (`bar_line`, `Rate`) and a t
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -142,6 +144,44 @@ class Board:
             return bar_line(step.label, step.completed, step.total, step.speed, columns)
         turn = int((self._clock() - step.started) / REDRAW_SECONDS) % len(SPINNER)
         return (step.label if step.done else f"{step.label} {SPINNER[turn]}")[: columns - 1]
+
+
+class Waiting:
+    """A turning mark beside a label while something blocks; gone without a trace afterwards.
+
+    The only thread of the command line: what it draws is erased before anything else is written.
+    """
+
+    def __init__(self, label: str, stream: IO[str] | None = None) -> None:
+        self._label = label
+        self._stream = sys.stderr if stream is None else stream
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Waiting:
+        if self._stream.isatty() and os.environ.get("TERM") != "dumb":
+            self._thread = threading.Thread(target=self._turn, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Stops turning; calling it again does nothing."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            self._stream.write("\r\033[K")
+            self._stream.flush()
+
+    def _turn(self) -> None:
+        for mark in itertools.cycle(SPINNER):
+            if self._over.wait(REDRAW_SECONDS):
+                return
+            self._stream.write(f"\r\033[K{self._label} {mark}")
+            self._stream.flush()
 
 
 def follow(lines: Iterable[dict[str, Any]], board: Board) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gateway.cli.answer import Answer, show_answer
+from gateway.cli.answer import Answer
 from gateway.cli.conversation import COMMANDS, QUOTES, Conversation
 from gateway.cli.errors import OK, explain
 from gateway.cli.output import warn
-from gateway.cli.run import Setup
+from gateway.cli.run import Setup, answer_stream
 from gateway.client import Client, ClientError
 
 if TYPE_CHECKING:
@@ -77,9 +77,8 @@ def read_message(reader: Reader, keep: bool) -> str:
 def answer(conversation: Conversation, message: str) -> None:
     """Asks and prints; a fault is a line, and the conversation goes on without the exchange."""
     said = Answer()
-    stream = conversation.client.stream("/api/chat", conversation.body(message))
     try:
-        show_answer(stream, conversation.setup.display, said)
+        answer_stream(conversation.client, "/api/chat", conversation.body(message), conversation.setup, said)
     except KeyboardInterrupt:
         print()
     except ClientError as error:
@@ -88,8 +87,6 @@ def answer(conversation: Conversation, message: str) -> None:
         if fault.hint:
             print(f"hint: {fault.hint}", file=sys.stderr)
         return
-    finally:
-        stream.close()  # type: ignore[attr-defined]  # a generator: closing it cancels the request
     conversation.remember(message, said.content, said.thinking)
     print()
 

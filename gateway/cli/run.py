@@ -6,6 +6,8 @@ Reads arguments and stdin, pulls a model that is not there, and hands over to `a
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import sys
 from dataclasses import dataclass, field, replace
@@ -15,7 +17,7 @@ from typing import Any
 from gateway.cli.answer import Answer, Display, show_answer
 from gateway.cli.connect import connect
 from gateway.cli.errors import OK, USAGE, CommandError
-from gateway.cli.progress import Board
+from gateway.cli.progress import Waiting
 from gateway.cli.transfer import fetch
 from gateway.client import Client, ServerRefused
 from gateway.ollama.duration import parse_duration
@@ -86,10 +88,8 @@ def load(client: Client, setup: Setup) -> None:
     body: dict[str, Any] = {"model": setup.model}
     if setup.keep_alive is not None:
         body["keep_alive"] = setup.keep_alive
-    with Board() as board:
-        board.update(f"loading {setup.model}")
+    with Waiting(f"loading {setup.model}"):
         client.request("POST", "/api/generate", body)
-        board.clear()
 
 
 def _answer(client: Client, setup: Setup, prompt: str) -> int:
@@ -99,12 +99,20 @@ def _answer(client: Client, setup: Setup, prompt: str) -> int:
     body = setup.body() | {"prompt": prompt}
     if setup.system is not None:
         body["system"] = setup.system
-    stream = client.stream("/api/generate", body)
-    try:
-        show_answer(stream, setup.display, Answer())
-    finally:
-        stream.close()  # type: ignore[attr-defined]  # a generator: closing it cancels the request
+    answer_stream(client, "/api/generate", body, setup, Answer())
     return OK
+
+
+def answer_stream(client: Client, path: str, body: dict[str, Any], setup: Setup, said: Answer) -> None:
+    """Sends a request and prints its answer into `said`; whatever ends it early cancels the request."""
+    with (
+        contextlib.closing(client.stream(path, body)) as lines,
+        Waiting(f"waiting for {setup.model}") as waiting,
+    ):
+        first = next(lines, None)
+        waiting.end()
+        if first is not None:
+            show_answer(itertools.chain([first], lines), setup.display, said)
 
 
 def _embed(client: Client, setup: Setup, prompt: str, arguments: argparse.Namespace) -> int:

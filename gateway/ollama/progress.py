@@ -29,6 +29,7 @@ from registry.bundled import NAME as BUNDLED
 from registry.create import create as create_model
 from registry.name import ModelName
 from registry.progress import OnProgress, Progress
+from registry.push import Pusher
 from registry.reference import Reference
 
 router = APIRouter(lifespan=close_puller)
@@ -106,6 +107,22 @@ async def pull(request: Request) -> Response:
         except (registry_errors.Unavailable, registry_errors.NotFound) as error:
             await asyncio.to_thread(_require_local, gateway, reference.name, error)
             on_progress(Progress(f"keeping the model that is here: {error}"))
+
+    return await _reply(request, work, body.stream)
+
+
+@router.post("/api/push")
+async def push(request: Request) -> Response:
+    """A model to the registry its name says."""
+    body = await native_body(request, TransferBody)
+    name = ModelName.parse(named(body.model))
+    gateway = open_gateway(request, name.display())
+    pusher = Pusher(gateway.store, puller_of(request.app, gateway))
+
+    async def work(on_progress: OnProgress) -> None:
+        async with contextlib.aclosing(pusher.push(name, bool(body.insecure))) as lines:  # type: ignore[type-var]
+            async for progress in lines:
+                on_progress(progress)
 
     return await _reply(request, work, body.stream)
 

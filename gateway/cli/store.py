@@ -1,0 +1,113 @@
+"""The commands that open the store themselves: fsck, prune, export, import.
+
+They work without a server and beside a running one: the store's own locks keep both apart. Called by main.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from gateway.cli.errors import FAILED, OK, USAGE, CommandError
+from gateway.cli.output import human_bytes
+from gateway.cli.progress import Board
+from gateway.settings import Settings, SettingsError
+from registry.progress import OnProgress, Progress
+from registry.store import Store
+from registry.transfer import export_model, import_model
+
+
+def open_store() -> Store:
+    """The store that the environment names, as the server opens it. Raises CommandError."""
+    try:
+        settings = Settings.read(os.environ)
+    except SettingsError as error:
+        raise CommandError(str(error), code=USAGE) from None
+    return Store.open(
+        settings.models, [path for path in settings.extra_stores if (path / "manifests").is_dir()]
+    )
+
+
+def fsck(arguments: argparse.Namespace) -> int:
+    """`gemmule fsck [--repair]`: code 1 when something is wrong, repaired or not."""
+    report = open_store().fsck(repair=arguments.repair)
+    for problem in report.problems:
+        print(f"{problem.path}: {problem.message}")
+    for path in report.quarantined:
+        print(f"moved to quarantine: {path}")
+    found = "nothing wrong" if not report.problems else f"{_count(len(report.problems), 'problem')} found"
+    what = (
+        f"{_count(report.models, 'model')}, {_count(report.blobs, 'blob')}, {human_bytes(report.bytes)} read"
+    )
+    print(f"{what}: {found}")
+    if report.problems and not arguments.repair:
+        print(
+            "hint: `gemmule fsck --repair` moves what is damaged aside; then pull it again", file=sys.stderr
+        )
+    return FAILED if report.problems else OK
+
+
+def prune(arguments: argparse.Namespace) -> int:
+    """`gemmule prune`: removes what no model uses, and partial downloads."""
+    report = open_store().prune()
+    if report.skipped:
+        raise CommandError(f"nothing was removed: {report.skipped}", "`gemmule fsck` shows what is wrong")
+    removed = [_count(report.blobs, "blob")]
+    if report.leftovers:
+        removed.append(_count(report.leftovers, "leftover file"))
+    print(f"removed {' and '.join(removed)}, {human_bytes(report.bytes)}")
+    return OK
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """`gemmule export MODEL [-o FILE]`: one tar, to a file that appears only when it is complete."""
+    store = open_store()
+    if arguments.output in (None, "-"):
+        if sys.stdout.isatty():
+            raise CommandError("refusing to write a model to a terminal", "name a file: -o model.tar", USAGE)
+        export_model(store, arguments.model, sys.stdout.buffer)
+        return OK
+    with Board() as board, _whole_file(Path(arguments.output)) as target:
+        export_model(store, arguments.model, target, _shown_on(board))
+    return OK
+
+
+def import_(arguments: argparse.Namespace) -> int:
+    """`gemmule import FILE [--name MODEL]`."""
+    source = Path(arguments.file)
+    if not source.is_file():
+        raise CommandError(f"{source}: no such file")
+    with Board() as board:
+        model = import_model(open_store(), source, arguments.name, _shown_on(board))
+    print(f"imported '{model.name}'")
+    return OK
+
+
+def _shown_on(board: Board) -> OnProgress:
+    def show(progress: Progress) -> None:
+        board.update(progress.status, progress.completed or 0, progress.total or 0)
+
+    return show
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file under another name until it is complete; removed when it never is."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as target:
+            yield target
+        part.replace(path)
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
