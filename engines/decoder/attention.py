@@ -24,6 +24,9 @@ MASKED = -1e30
 KEY_BLOCK = 2048
 """Longer key ranges are read in blocks with a running softmax when many queries attend to them."""
 
+KERNEL_HEAD_MULTIPLE = 16
+"""Head sizes a registered attention kernel takes; others are left to XLA."""
+
 
 # Rotary positions ---------------------------------------------------------------------------------------
 
@@ -122,7 +125,7 @@ def attend_cache(
     (None: all), so that short contexts read less.
     """
     kernel = ops.lookup("attention", cache.keys.dtype.name, platform)
-    if kernel is not None and cache.key_scales is None:
+    if kernel is not None and cache.key_scales is None and query.shape[-1] % KERNEL_HEAD_MULTIPLE == 0:
         attended: jax.Array = kernel(
             query,
             cache.keys,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from engines.decoder import altup
 from engines.decoder.attention import attend_batch, attend_cache, rotate, rotations
 from engines.decoder.cache import Cache, LayerCache, longest_chunk, write
 from engines.decoder.config import Activation, DecoderConfig, Experts, LayerConfig, Rope
@@ -102,12 +103,15 @@ def _run_layers(
 ) -> tuple[jax.Array, Cache]:
     hidden = embed_tokens(config, params, token_ids)  # [B, T, D]
     per_layer = per_layer_inputs(config, params, token_ids, hidden)  # [B, T, L, P] or None
+    block: Callable[..., jax.Array] = _layer
+    if config.altup_streams:
+        hidden, block = altup.expand(params["altup_projection"], hidden), _altup_layer  # [S, B, T, D]
     updated: list[LayerCache | None] = list(cache)
     batch_keys: dict[int, tuple[jax.Array, jax.Array]] = {}
     for index, layer in enumerate(config.layers):
         weights = params["layers"][index]
         source = index if layer.kv_source is None else layer.kv_source
-        hidden = _layer(
+        hidden = block(
             config,
             layer,
             weights,
@@ -116,6 +120,8 @@ def _run_layers(
             step,
             partial(_attention, index=index, source=source, cache=updated, batch_keys=batch_keys),
         )
+    if config.altup_streams:
+        hidden = altup.collapse(params["altup_unembed"], hidden)
     return hidden, tuple(updated)
 
 
@@ -141,6 +147,32 @@ def _layer(
     if per_layer is not None:
         hidden = hidden + _per_layer_block(config, weights, hidden, per_layer)
     return hidden * weights["layer_scale"] if config.layer_scale else hidden
+
+
+def _altup_layer(
+    config: DecoderConfig,
+    layer: LayerConfig,
+    weights: Params,
+    streams: jax.Array,
+    per_layer: jax.Array | None,
+    step: _Step,
+    attention: Any,
+) -> jax.Array:
+    """Gemma 3n's block on streams [S, B, T, D]: predicts all, computes the first, corrects all by it."""
+    norm = partial(rms_norm, epsilon=config.norm_epsilon)
+    predictions = altup.predict(weights, streams, norm(streams[0], weights["altup_router_norm"]))
+    active = predictions[0]
+    normal = norm(active, weights["attention_norm"])
+    laurel = normal + norm(altup.laurel(weights, normal), weights["post_laurel_norm"])
+    attended = attention(config, layer, weights, normal, step)
+    attended = active + _post_norm(config, weights, "post_attention_norm", attended)
+    mixed = (attended + laurel) * 2.0**-0.5
+    computed = mixed + _feed_forward_block(config, layer, weights, mixed, step)
+    router_input = norm(computed, weights["altup_router_norm"])
+    corrected = altup.correct(weights, predictions, computed, router_input)
+    assert per_layer is not None
+    added = _per_layer_block(config, weights, corrected[0] * weights["altup_scale"], per_layer)
+    return corrected.at[1:].add(added)
 
 
 def _post_norm(config: DecoderConfig, weights: Params, name: str, x: jax.Array) -> jax.Array:
@@ -283,7 +315,8 @@ def _feed_forward_block(
     """The gated feed-forward network of a layer with its norms: what is added to the residual [B, T, D]."""
     normal = rms_norm(hidden, weights["ffn_norm"], config.norm_epsilon)
     both = _project(weights, normal, {"gate": layer.ffn_width, "up": layer.ffn_width}, step)
-    gated = activate(config.activation, both["gate"]) * both["up"]
+    gate = altup.keep_largest(both["gate"], layer.sparsity) if layer.sparsity else both["gate"]
+    gated = activate(config.activation, gate) * both["up"]
     out = _project(weights, gated, {"down": config.width}, step)["down"]
     if layer.experts is not None:
         dense = rms_norm(out, weights["post_dense_norm"], config.norm_epsilon)
@@ -311,7 +344,8 @@ def per_layer_inputs(
     if not config.per_layer_width:
         return None
     shape = (*token_ids.shape, len(config.layers), config.per_layer_width)
-    table = take_rows(params["per_layer_embedding"], token_ids).reshape(shape)
+    inside = jnp.where(token_ids < config.per_layer_vocabulary, token_ids, 0)
+    table = take_rows(params["per_layer_embedding"], inside).reshape(shape)
     table = table * config.per_layer_width**0.5
     projected = matmul(hidden, params["per_layer_model_projection"]) * config.width**-0.5
     projected = rms_norm(projected.reshape(shape), params["per_layer_projection_norm"], config.norm_epsilon)

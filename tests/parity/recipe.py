@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import gguf
@@ -86,6 +87,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": ROPES3,
         },
     ),
+    "gemma3n": (
+        "Gemma3n",
+        TEXT
+        | {
+            "num_hidden_layers": 6,
+            "layer_types": KINDS3 * 2,
+            "sliding_window": 8,
+            "num_kv_shared_layers": 3,
+            "intermediate_size": [96, 96, 96, 128, 128, 128],
+            "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0, 0.0, 0.0],
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 48,
+            "laurel_rank": 6,
+            "final_logit_softcapping": 6.0,
+        },
+    ),
     "embedding_gemma": (
         "Gemma3",
         TEXT
@@ -135,6 +152,7 @@ GGUF_ARCHITECTURES = {
     "gemma": gguf.MODEL_ARCH.GEMMA,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "gemma3n_text": gguf.MODEL_ARCH.GEMMA3N,
     "gemma4_text": gguf.MODEL_ARCH.GEMMA4,
     "llama": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
@@ -152,7 +170,7 @@ def _values(name: str, shape: tuple[int, ...], shifted: bool, gain: float) -> np
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if "norm" in name and "projection" not in name.replace("projection_norm", ""):
         return (0.0 if shifted else 1.0) + 0.2 * noise
-    if name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
+    if name.endswith(("layer_scalar", "router.scale", "per_expert_scale", "correct_output_scale")):
         return 1.0 + 0.1 * noise
     if name.endswith(".bias"):
         return 0.2 * noise
@@ -218,7 +236,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(str(path), gguf.MODEL_ARCH_NAMES[architecture])
     add_metadata(writer, config)
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
-    for name, array in tensors.items():
+    for name, array in _stacked(tensors).items():
         converted = _as_converted(name, array, config, model_type)
         found = _gguf_name(name, names)
         blocks = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
@@ -255,7 +273,24 @@ GGUF_SCALES = {
 """Gemma 4's tensors without a suffix, which llama.cpp's converter names itself."""
 
 
+def _stacked(tensors: Tensors) -> Tensors:
+    """Gemma 3n's projections of the other streams are one tensor each in GGUF."""
+    kept = {name: array for name, array in tensors.items() if "model.altup_" not in name}
+    for part, stack in (
+        ("altup_projections", "altup_proj"),
+        ("altup_unembed_projections", "altup_unembd_proj"),
+    ):
+        found = [array for name, array in sorted(tensors.items()) if f"model.{part}." in name]
+        if found:
+            kept[f"{stack}.weight"] = np.stack(found)
+    return kept
+
+
 def _gguf_name(name: str, names: Any) -> str:
+    if name.startswith("altup_"):
+        return name
+    if name.endswith("altup.correct_output_scale"):
+        return f"blk.{name.split('.')[2]}.altup_correct_scale.weight"
     for ending, pattern in GGUF_SCALES.items():
         if name.endswith(ending):
             return pattern.format(name.split(".")[2])
@@ -289,6 +324,22 @@ def _add_gemma4(writer: Any, config: Mapping[str, Any]) -> None:
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
 
 
+def _add_gemma3n(writer: Any, config: Mapping[str, Any]) -> None:
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_shared_kv_layers(config["num_kv_shared_layers"])
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
+    writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"])
+    writer.add_altup_active_idx(config["altup_active_idx"])
+    writer.add_altup_num_inputs(config["altup_num_inputs"])
+    shares = config["activation_sparsity_pattern"]
+    quantiles = [NormalDist().inv_cdf(share) if share else float("-inf") for share in shares]
+    writer.add_activation_sparsity_scale(quantiles)
+
+
 def add_metadata(writer: Any, config: Mapping[str, Any]) -> None:
     """The keys llama.cpp's converter writes for these families."""
     writer.add_block_count(config["num_hidden_layers"])
@@ -297,6 +348,8 @@ def add_metadata(writer: Any, config: Mapping[str, Any]) -> None:
     writer.add_head_count(config["num_attention_heads"])
     if config["model_type"] == "gemma4_text":
         _add_gemma4(writer, config)
+    elif config["model_type"] == "gemma3n_text":
+        _add_gemma3n(writer, config)
     else:
         writer.add_feed_forward_length(config["intermediate_size"])
         writer.add_head_count_kv(config["num_key_value_heads"])
@@ -323,7 +376,7 @@ def _as_converted(
     if name.endswith("norm.weight") and model_type in ("gemma", "gemma2", "gemma3_text"):
         return array + 1
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    part = name.split(".")[-2]
+    part = name.split(".")[-2] if "." in name else ""
     if model_type == "llama" and part in heads:
         halves = array.reshape(heads[part], 2, -1, *array.shape[1:])
         return halves.swapaxes(1, 2).reshape(array.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from engines.decoder.config import (
@@ -49,6 +50,7 @@ class Family:
     attention_bias: bool = False
     layer_scale: bool = False
     bidirectional: bool = False
+    final_softcap: float | None = None
 
 
 FAMILIES: dict[str, Family] = {
@@ -59,6 +61,18 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma-embedding": Family(
         "gemma3", "gelu_tanh", True, True, qk_norm=True, period=6, sliding_base=10_000.0, bidirectional=True
+    ),
+    "gemma3n": Family(
+        "gemma3n",
+        "gelu_tanh",
+        scaled_embedding=True,
+        post_norms=True,
+        qk_norm=True,
+        v_norm=True,
+        period=5,
+        sliding_base=10_000.0,
+        unit_attention_scale=True,
+        final_softcap=30.0,
     ),
     "gemma4": Family(
         "gemma4",
@@ -108,11 +122,13 @@ def read_metadata(metadata: Mapping[str, Any], shapes: Shapes) -> DecoderConfig:
         attention_bias=family.attention_bias or "blk.0.attn_q.bias" in shapes,
         output_bias="blk.0.attn_output.bias" in shapes,
         attention_softcap=keys.optional_number("attn_logit_softcapping"),
-        final_softcap=keys.optional_number("final_logit_softcapping"),
+        final_softcap=keys.optional_number("final_logit_softcapping") or family.final_softcap,
         tied_head="output.weight" not in shapes,
         layer_scale=family.layer_scale,
         per_layer_width=per_layer_width,
         per_layer_vocabulary=shapes["per_layer_token_embd.weight"][0] if per_layer_width else 0,
+        altup_streams=keys.integer("altup.num_inputs", 0),
+        laurel_rank=shapes.get("blk.0.laurel_l.weight", (0,))[0],
         bidirectional=family.bidirectional,
         dense_layers=tuple(
             shapes[f"{name}.weight"][0] for name in ("dense_2", "dense_3") if f"{name}.weight" in shapes
@@ -168,6 +184,7 @@ def _layers(
     window = keys.integer("attention.sliding_window", 0)
     if family.bidirectional:
         window = window // 2 + 1  # the file's window spans both sides; ours counts one side, self included
+    sparsities = _sparsities(keys, count)
     sources = kv_sources(kinds, keys.integer("attention.shared_kv_layers", 0))
     return tuple(
         LayerConfig(
@@ -178,11 +195,26 @@ def _layers(
             rope=ropes[kind],
             window=window if kind == "sliding" else 0,
             kv_source=sources[index],
-            value_from_key=family.v_norm and f"blk.{index}.attn_v.weight" not in shapes,
+            value_from_key=family.layer_scale
+            and sources[index] is None
+            and f"blk.{index}.attn_v.weight" not in shapes,
             experts=_experts(keys, f"blk.{index}.", shapes),
+            sparsity=sparsities[index],
         )
         for index, kind in enumerate(kinds)
     )
+
+
+def _sparsities(keys: Keys, count: int) -> tuple[float, ...]:
+    """Shares of activations to zero; the file has the normal quantiles of them, minus infinity for none."""
+    quantiles = keys.get("activation_sparsity_scale")
+    if quantiles is None:
+        return (0.0,) * count
+    if len(quantiles) < count:
+        raise ConfigError(
+            f"{SOURCE}: activation_sparsity_scale has {len(quantiles)} values for {count} layers"
+        )
+    return tuple(round(NormalDist().cdf(float(value)), 6) for value in quantiles[:count])
 
 
 def _experts(keys: Keys, prefix: str, shapes: Shapes) -> Experts | None:

@@ -50,6 +50,7 @@ def read(files: Sequence[ModelFile]) -> Headers:
     if expected != len(found):
         raise WeightsError(f"the split model has {expected} tensors, but its files hold {len(found)}")
     _join_experts(found)
+    _split_stacks(found)
     shapes = {name: tensor.shape for name, tensor in found.items()}
     config = _with_rope_factors(DecoderConfig.from_gguf(first.metadata, shapes), found)
     return _bound(config, first.architecture, found)
@@ -75,6 +76,24 @@ def _join_experts(found: dict[str, Stored]) -> None:
         joint = prefix + "ffn_gate_up_exps.weight"
         shape = (gate.shape[0], 2 * gate.shape[1], gate.shape[2])
         found[joint] = Stored(joint, shape, gate.block_type, partial(_read_joint, gate, up))
+
+
+STACKS = ("altup_proj.weight", "altup_unembd_proj.weight")
+
+
+def _split_stacks(found: dict[str, Stored]) -> None:
+    """Gemma 3n's stacked projections [3, D, D] as matrices of their own, named `<tensor>/<index>`."""
+    for name in STACKS:
+        stack = found.pop(name, None)
+        for index in range(stack.shape[0] if stack else 0):
+            assert stack is not None
+            part = partial(_read_one, stack, index)
+            found[f"{name}/{index}"] = Stored(f"{name}/{index}", stack.shape[1:], stack.block_type, part)
+
+
+def _read_one(stack: Stored, index: int) -> Rows:
+    one: Rows = stack.read()[index]
+    return one
 
 
 def _read_joint(gate: Stored, up: Stored) -> Rows:

@@ -12,6 +12,20 @@ from engines.decoder.config import DecoderConfig
 from engines.decoder.params import param_specs
 
 GGUF: dict[str, str] = {
+    "altup_projection.0": "altup_proj.weight/0",
+    "altup_projection.1": "altup_proj.weight/1",
+    "altup_projection.2": "altup_proj.weight/2",
+    "altup_unembed.0": "altup_unembd_proj.weight/0",
+    "altup_unembed.1": "altup_unembd_proj.weight/1",
+    "altup_unembed.2": "altup_unembd_proj.weight/2",
+    "layers.{}.altup_correct": "blk.{}.altup_correct_coef.weight",
+    "layers.{}.altup_predict": "blk.{}.altup_predict_coef.weight",
+    "layers.{}.altup_scale": "blk.{}.altup_correct_scale.weight",
+    "layers.{}.altup_router": "blk.{}.altup_router.weight",
+    "layers.{}.altup_router_norm": "blk.{}.altup_router_norm.weight",
+    "layers.{}.laurel_left": "blk.{}.laurel_l.weight",
+    "layers.{}.laurel_right": "blk.{}.laurel_r.weight",
+    "layers.{}.post_laurel_norm": "blk.{}.laurel_post_norm.weight",
     "embedding": "token_embd.weight",
     "final_norm": "output_norm.weight",
     "head": "output.weight",
@@ -52,6 +66,20 @@ GGUF: dict[str, str] = {
 }
 
 HUGGING_FACE: dict[str, str] = {
+    "altup_projection.0": "altup_projections.0.weight",
+    "altup_projection.1": "altup_projections.1.weight",
+    "altup_projection.2": "altup_projections.2.weight",
+    "altup_unembed.0": "altup_unembed_projections.0.weight",
+    "altup_unembed.1": "altup_unembed_projections.1.weight",
+    "altup_unembed.2": "altup_unembed_projections.2.weight",
+    "layers.{}.altup_correct": "layers.{}.altup.correction_coefs.weight",
+    "layers.{}.altup_predict": "layers.{}.altup.prediction_coefs.weight",
+    "layers.{}.altup_scale": "layers.{}.altup.correct_output_scale",
+    "layers.{}.altup_router": "layers.{}.altup.modality_router.weight",
+    "layers.{}.altup_router_norm": "layers.{}.altup.router_norm.weight",
+    "layers.{}.laurel_left": "layers.{}.laurel.linear_left.weight",
+    "layers.{}.laurel_right": "layers.{}.laurel.linear_right.weight",
+    "layers.{}.post_laurel_norm": "layers.{}.laurel.post_laurel_norm.weight",
     "embedding": "embed_tokens.weight",
     "final_norm": "norm.weight",
     "head": "lm_head.weight",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,9 @@ import numpy as np
 import pytest
 
 from engines.decoder import weights
+from engines.decoder.attention import inverse_frequencies
 from engines.decoder.cache import init_cache
+from engines.decoder.config import Rope
 from engines.decoder.model import Batch, forward, logits
 from engines.decoder.weights.loading import LoadedModel
 
@@ -114,25 +117,15 @@ def test_the_gguf_of_a_family_gives_the_same_weights(family: str, tmp_path: Path
     assert mine[1] == theirs[1]
     for ours, other in zip(mine[0], theirs[0], strict=True):
         np.testing.assert_allclose(ours, other, rtol=0, atol=1e-6)
-    same = {
-        "attention_scale",
-        "embedding_scale",
-        "layers",
-        "final_softcap",
-        "attention_softcap",
-        "activation",
-    }
-    different = {
-        name: (getattr(folder.config, name), getattr(single.config, name))
-        for name in same
-        if name != "layers" and getattr(folder.config, name) != pytest.approx(getattr(single.config, name))
-    }
-    assert not different
-    without_rope = [
-        [(layer.kind, layer.window, layer.head_dim, layer.kv_heads) for layer in model.config.layers]
-        for model in (folder, single)
-    ]
-    assert without_rope[0] == without_rope[1]
+    for ours, theirs in zip(folder.config.layers, single.config.layers, strict=True):
+        assert replace(ours, rope=Rope()) == replace(theirs, rope=Rope())
+        turns = [inverse_frequencies(layer.rope, layer.head_dim) for layer in (ours, theirs)]
+        np.testing.assert_allclose(*turns, rtol=2e-6, atol=1e-12)
+    for name in ("attention_scale", "final_softcap", "attention_softcap", "norm_epsilon"):
+        assert getattr(folder.config, name) == pytest.approx(getattr(single.config, name))
+    floats = dict.fromkeys(("attention_scale", "final_softcap", "attention_softcap", "norm_epsilon"), 1.0)
+    plain = [replace(model.config, layers=(), **floats) for model in (folder, single)]
+    assert plain[0] == plain[1]
 
 
 @pytest.mark.slow
