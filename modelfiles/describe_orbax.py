@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -79,29 +79,35 @@ _Leaf = tuple[tuple[int, ...], str]
 
 
 def _leaves(files: Sequence[ModelFile]) -> dict[str, _Leaf]:
-    """Leaf name -> (shape, dtype), both empty where nothing tells them."""
+    """Leaf name -> (shape, dtype), each empty where nothing tells it."""
     leaves: dict[str, _Leaf] = {}
     for file in files:
-        folder, _, name = file.name.rpartition("/")
-        if name == "_METADATA":
-            for key in _object(file).get("tree_metadata") or ():
-                leaves.setdefault(_dotted(key), ((), ""))
-        elif name == ".zarray":
-            entry = _object(file)
-            leaves[folder.rpartition("/")[2]] = (_shape(entry.get("shape")), str(entry.get("dtype", "")))
-    for file in files:
-        if "array_metadatas/" in file.name:
-            leaves |= dict(_array_leaves(_object(file)))
+        for name, (shape, dtype) in _leaves_in(file):
+            known_shape, known_dtype = leaves.get(name, ((), ""))
+            leaves[name] = (known_shape or shape, known_dtype or dtype)
     return leaves
 
 
-def _array_leaves(document: dict[str, Any]) -> Iterable[tuple[str, _Leaf]]:
-    entries = document.get("array_metadatas")
-    for entry in entries if isinstance(entries, list) else ():
-        inner = entry.get("array_metadata") if isinstance(entry, dict) else None
-        if isinstance(inner, dict):
-            name = str(inner.get("param_name", ""))
-            yield name, (_shape(inner.get("global_shape") or inner.get("write_shape")), "")
+def _leaves_in(file: ModelFile) -> Iterator[tuple[str, _Leaf]]:
+    """What one file of metadata tells of leaves."""
+    folder, _, name = file.name.rpartition("/")
+    if name == ".zarray":
+        entry = _object(file)
+        yield folder.rpartition("/")[2], (_shape(entry.get("shape")), str(entry.get("dtype", "")))
+    elif name == "_METADATA":
+        for key, value in _mapping(_object(file), "tree_metadata").items():
+            yield _dotted(key), (_shape(_mapping(value, "value_metadata").get("write_shape")), "")
+    elif folder.endswith("array_metadatas"):
+        entries = _object(file).get("array_metadatas")
+        for entry in entries if isinstance(entries, list) else ():
+            inner = _mapping(entry, "array_metadata")
+            yield str(inner.get("param_name", "")), (_shape(inner.get("write_shape")), "")
+
+
+def _mapping(value: Any, key: str) -> dict[str, Any]:
+    """The object below a key, empty where there is none."""
+    inner = value.get(key) if isinstance(value, dict) else None
+    return inner if isinstance(inner, dict) else {}
 
 
 def _dotted(key: str) -> str:

@@ -178,24 +178,48 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_orbax_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "2b-it"
-    (folder / "array_metadatas").mkdir(parents=True)
-    names = {"layer_0.attn._query_norm.scale": [4], "embedder.input_embedding": [10, 4]}
-    tree = {f"('transformer/{name}', 'w')": {} for name in names}
-    (folder / "_METADATA").write_text(json.dumps({"tree_metadata": tree}))
-    arrays = [{"array_metadata": {"param_name": name, "write_shape": shape}} for name, shape in names.items()]
-    (folder / "array_metadatas/process_0").write_text(json.dumps({"array_metadatas": arrays}))
-    described = describe(
-        [model_file(file, "weights", f"2b-it/{file.name}") for file in [folder / "_METADATA"]]
-    )
-    assert (described.weight_format, described.architecture) == ("orbax", "gemma3")
-    described = describe(
-        [
-            model_file(folder / "_METADATA", "weights", "2b-it/_METADATA"),
-            model_file(folder / "array_metadatas/process_0", "weights", "2b-it/array_metadatas/process_0"),
-        ]
+    """Both containers: names from the tree, shapes from it or beside it, dtypes from zarr headers."""
+    shapes = {"layer_0.attn._query_norm.scale": [4], "embedder.input_embedding": [10, 4]}
+    tree = {f"('{name}',)": {"value_metadata": {"write_shape": shape}} for name, shape in shapes.items()}
+    (tmp_path / "_METADATA").write_text(json.dumps({"tree_metadata": tree}))
+    described = describe(folder_files(tmp_path))
+    assert (described.weight_format, described.architecture, described.quantization) == (
+        "orbax",
+        "gemma3",
+        "unknown",
     )
     assert (described.parameter_count, described.vocabulary_size, described.embedding_length) == (44, 10, 4)
+    assert described.model_info["gemma3.block_count"] == 1
+
+    (tmp_path / "_METADATA").write_text(json.dumps({"tree_metadata": {name: {} for name in tree}}))
+    assert describe(folder_files(tmp_path)).parameter_count == 0
+    for name, shape in shapes.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".zarray").write_text(json.dumps({"shape": shape, "dtype": "bfloat16"}))
+    described = describe(folder_files(tmp_path))
+    assert (described.parameter_count, described.quantization) == (44, "BF16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use_ocdbt", [True, False])
+def test_orbax_folder_that_orbax_wrote(tmp_path: Path, use_ocdbt: bool) -> None:
+    checkpoint = pytest.importorskip("orbax.checkpoint", reason="orbax-checkpoint is an optional extra")
+    leaf = pytest.importorskip("jax.numpy").zeros((10, 4))
+    tree = {"embedder": {"input_embedding": leaf}, "layer_0": {"attn": {"attn_vec_einsum": {"w": leaf}}}}
+    checkpoint.PyTreeCheckpointer(use_ocdbt=use_ocdbt).save(tmp_path / "2b", {"transformer": tree})
+    described = describe(folder_files(tmp_path / "2b"))
+    assert (described.weight_format, described.architecture, described.parameter_count) == (
+        "orbax",
+        "gemma",
+        80,
+    )
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"tree_metadata": 5}', '{"tree_metadata": {"(1,)": 7}}'])
+def test_orbax_folder_with_broken_metadata_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "_METADATA").write_text(text)
+    with pytest.raises(DescribeError):
+        describe(folder_files(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
