@@ -107,6 +107,10 @@ def _remove_leftovers(store: Store) -> int:
     for path, _ in _staged(store, ".tmp"):
         store.disk.unlink(path)
         count += 1
+    for record in store.blobs.staging.glob("*.json"):
+        if not record.with_suffix(".partial").exists():
+            store.disk.unlink(record)
+            count += 1
     return count
 
 

@@ -29,6 +29,7 @@ class Entry:
     name: ModelName
     path: Path
     digest: str
+    data: bytes
     manifest: Manifest
     modified_at: datetime
     stamp: tuple[int, int, int]
@@ -108,7 +109,7 @@ class ManifestFolder:
         except InvalidManifest as error:
             raise InvalidManifest(f"model '{name}' is damaged: {error}; pull or create it again") from error
         modified_at = datetime.fromtimestamp(found.st_mtime, UTC).astimezone()
-        entry = Entry(name, path, hashlib.sha256(data).hexdigest(), manifest, modified_at, stamp)
+        entry = Entry(name, path, hashlib.sha256(data).hexdigest(), data, manifest, modified_at, stamp)
         self._known[path] = entry
         return entry
 

@@ -49,6 +49,8 @@ class _Record(msgspec.Struct):
     validator: str
     size: int
     parts: list[tuple[int, int, int]]
+    inode: int
+    """Of the partial file: a record outlives its file when a crash comes between publishing and tidying."""
 
 
 class Partial:
@@ -100,11 +102,14 @@ class Partial:
         with contextlib.suppress(OSError, msgspec.DecodeError):
             record = msgspec.json.decode(self._record.read_bytes(), type=_Record)
             parts = [Part(*numbers) for numbers in record.parts]
-            if record.identity == self.identity and _consistent(parts, record.size):
+            found = os.fstat(self.descriptor)
+            same_file = (found.st_ino, found.st_size) == (record.inode, record.size)
+            if same_file and record.identity == self.identity and _consistent(parts, record.size):
                 self.size, self.validator, self.parts = record.size, record.validator, parts
 
     def begin(self, size: int, step: int) -> None:
         """Lays out an object of `size` bytes in parts of `step` bytes."""
+        self._disk.unlink(self._record)
         self.size = size
         step = max(step, 1)
         self.parts = [Part(start, min(start + step, size)) for start in range(0, max(size, 1), step)]
@@ -125,7 +130,8 @@ class Partial:
         """Makes what is written durable and then records it, atomically."""
         parts = [(part.start, part.end, part.done) for part in self.parts]
         self._disk.sync(self.descriptor)
-        data = msgspec.json.encode(_Record(self.identity, self.validator, self.size, parts))
+        inode = os.fstat(self.descriptor).st_ino
+        data = msgspec.json.encode(_Record(self.identity, self.validator, self.size, parts, inode))
         staged = self.path.with_name(f"{secrets.token_hex(16)}.tmp")
         descriptor = self._disk.create(staged)
         try:

@@ -58,7 +58,6 @@ class Pusher:
         wanted = name if isinstance(name, ModelName) else ModelName.parse(name)
         yield Progress("retrieving manifest")
         entry = await in_thread(self._store.entry, wanted)
-        data = await in_thread(entry.path.read_bytes)
         session = self._puller.oci.session(Reference("oci", entry.name, "", insecure=insecure))
         with await in_thread(self._store.lease_empty) as lease:
             await in_thread(lease.add, entry.manifest.blobs())
@@ -79,7 +78,7 @@ class Pusher:
                     await working
         yield Progress("pushing manifest")
         reply, _ = await session.fetch(
-            "PUT", f"/manifests/{entry.name.tag}", {"Content-Type": MANIFEST_TYPE}, data
+            "PUT", f"/manifests/{entry.name.tag}", {"Content-Type": MANIFEST_TYPE}, entry.data
         )
         if reply.status not in (200, 201, 202):
             raise _refused(reply.failure(f"the manifest of '{entry.name}'"))

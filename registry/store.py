@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from registry.blobs import BlobStore
 from registry.collect import CollectReport, FsckReport, collect, examine, prune_partials, sweep
@@ -28,6 +29,8 @@ from registry.manifest import Layer, Manifest
 from registry.manifests import Entry, ManifestFolder, Problem
 from registry.model import Model, assemble
 from registry.name import ModelName
+
+T = TypeVar("T")
 
 MARKER = "gemmule-store"
 """A file in every store that this program began; a folder without it is shared, and never collected."""
@@ -119,15 +122,21 @@ class Store:
 
     def get(self, name: ModelName | str) -> Model:
         """The model of that name; raises ModelNotFound, ModelCorrupt, InvalidName."""
-        wanted = _parsed(name)
-        for attempt in (1, 2):
-            entry, folder = self._entry(wanted)
+        return self._settled(_parsed(name), self._assemble)
+
+    def _settled(self, name: ModelName, use: Callable[[Entry, ManifestFolder], T]) -> T:
+        """What `use` makes of the name's manifest, again when the name was given away meanwhile.
+
+        Readers take no lock: between reading a manifest and its blobs another process may replace or delete
+        the model. A blob that is missing while the name still stands for it is damage.
+        """
+        while True:
+            entry, folder = self._entry(name)
             try:
-                return self._assemble(entry, folder)
-            except ModelCorrupt:  # or replaced and its old layers collected between the two reads
-                if attempt == 2 or self._entry(wanted)[0].stamp == entry.stamp:
+                return use(entry, folder)
+            except ModelCorrupt:
+                if self._entry(name)[0].stamp == entry.stamp:
                     raise
-        raise AssertionError("unreachable")
 
     def _entry(self, name: ModelName) -> tuple[Entry, ManifestFolder]:
         for folder in (self.own, *self._extra):
@@ -179,23 +188,25 @@ class Store:
                     raise ModelCorrupt(f"cannot write '{name}': blob {digest} is not in the store", digest)
             old = self._old_blobs(name)
             path = self.own.write(name, data)
-            removed = sweep(self, old - set(parsed.blobs()))
-        model = self._assemble(self.own.read(ModelName.of(*path.parts[-4:]), path), self.own)
-        return model, removed
+            model = self._assemble(self.own.read(ModelName.of(*path.parts[-4:]), path), self.own)
+            return model, sweep(self, old - set(parsed.blobs()))
 
     def copy(self, source: ModelName | str, destination: ModelName | str) -> Model:
         """Gives the model of `source` another name; raises ModelNotFound, ModelCorrupt."""
         wanted, target = _parsed(source), _parsed(destination)
         self._require_writable()
-        with self.lease_empty() as lease:
-            entry, _ = self._entry(wanted)
-            lease.add(entry.manifest.blobs())
-            for digest, size in entry.manifest.blobs().items():
-                try:
-                    self.blobs.adopt(digest, size)
-                except BlobNotFound as error:
-                    raise ModelCorrupt(f"model '{wanted}' is damaged: {error}", digest) from error
-            return self.write(target, entry.path.read_bytes())[0]
+
+        def take(entry: Entry, folder: ManifestFolder) -> Model:
+            with self.lease_empty() as lease:
+                lease.add(entry.manifest.blobs())
+                for digest, size in entry.manifest.blobs().items():
+                    try:
+                        self.blobs.adopt(digest, size)
+                    except BlobNotFound as error:
+                        raise ModelCorrupt(f"model '{wanted}' is damaged: {error}", digest) from error
+                return self.write(target, entry.data)[0]
+
+        return self._settled(wanted, take)
 
     def delete(self, name: ModelName | str) -> None:
         """Takes a name away with the layers nothing else uses; raises ModelNotFound, ReadOnlyModel."""

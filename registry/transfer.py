@@ -38,7 +38,7 @@ def export_model(
     The index and the manifest come first, so that a reader knows what follows.
     """
     entry = store.entry(name)
-    manifest_bytes = entry.path.read_bytes()
+    manifest_bytes = entry.data
     descriptor = {
         "mediaType": MANIFEST_TYPE,
         "digest": digest_of(manifest_bytes),
