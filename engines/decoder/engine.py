@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import (
+    EncodeOutput,
     EncodeRequest,
     EngineError,
+    EngineOverloaded,
     FinishReason,
     GenerateRequest,
     InvalidRequest,
@@ -46,6 +49,8 @@ from engines.grammar import GrammarCompiler, Matcher
 from engines.serving import StepResult, first_line, is_out_of_memory
 
 MAX_STORED = 2
+MAX_EMBEDDINGS = 4096
+EMBED_WAIT_SECONDS = 0.01
 MAX_KEPT_SETTINGS = 16
 STATUS_ERRORS = {
     BAD_LOGITS: "the model gave numbers that are not finite; its weights or its cache type may be damaged",
@@ -115,6 +120,7 @@ class DecoderEngine:
         self._pending: Flight | None = None
         self._outputs: list[StepOutput] = []
         self._failures: list[tuple[int, EngineError]] = []
+        self._embeddings: deque[EncodeRequest] = deque()
         self._settings: dict[tuple[int, ...], Settings] = {}
         self._last_read = 0.0
         self._totals = {"generated": 0, "prompt": 0, "cached": 0}
@@ -130,12 +136,13 @@ class DecoderEngine:
         self._config = loaded.config
         self._grammars = GrammarCompiler(request.files, loaded.config.vocabulary_size)
         kv_type = request.kv_type or _natural_kv_type(loaded.stored_types)
-        rings_exist = any(layer.window for layer in loaded.config.layers)
+        generates = not loaded.config.bidirectional
+        rings_exist = generates and any(layer.window for layer in loaded.config.layers)
         stored = _stored_slots(request, loaded.config, kv_type) if rings_exist else 0
         self._programs = Programs(
             loaded.config,
             loaded.params,
-            slots=limits.slots,
+            slots=limits.slots if generates else 1,
             context=limits.context,
             kv_type=DTYPES[kv_type],
             stored=stored,
@@ -153,7 +160,7 @@ class DecoderEngine:
         cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._programs.state))
         return Ready(
             limits=limits,
-            capabilities=("generate",),
+            capabilities=("embed",) if loaded.config.bidirectional else ("generate", "embed"),
             memory_bytes=loaded.nbytes + cache_bytes,
             device=jax.devices()[0].device_kind,
             load_ns=int((self._clock() - started) * 1e9),
@@ -190,12 +197,24 @@ class DecoderEngine:
         )
 
     def submit_embedding(self, request: EncodeRequest) -> None:
-        raise InvalidRequest("this model does not embed")
+        if not request.prompt_token_ids:
+            raise InvalidRequest("nothing to embed: the input has no tokens")
+        check_tokens(request.prompt_token_ids, self._config.vocabulary_size)
+        longest = min(self._programs.embed_sizes[-1], self._limits.context)
+        if len(request.prompt_token_ids) > longest:
+            raise InvalidRequest(
+                f"the input has {len(request.prompt_token_ids)} tokens, of at most {longest}; "
+                "shorten it or ask for truncation"
+            )
+        if len(self._embeddings) >= MAX_EMBEDDINGS:
+            raise EngineOverloaded(f"{MAX_EMBEDDINGS} inputs wait to be embedded already; try again later")
+        self._embeddings.append(request)
 
     def classify(self, image: bytes) -> str:
         raise InvalidRequest("this model does not classify images")
 
     def cancel(self, request_id: int) -> None:
+        self._embeddings = deque(each for each in self._embeddings if each.request_id != request_id)
         active = self._active.get(request_id)
         if active is not None:
             self._outputs.append(self._end(active, "cancelled"))
@@ -215,6 +234,12 @@ class DecoderEngine:
     def wait_seconds(self) -> float | None:
         if self._pending or self._outputs or self._failures or self._scheduler.has_work:
             return 0
+        if self._embeddings:
+            return (
+                0
+                if self._programs.can_embed(len(self._embeddings[0].prompt_token_ids))
+                else EMBED_WAIT_SECONDS
+            )
         return None
 
     # One turn
@@ -228,9 +253,28 @@ class DecoderEngine:
             self._sample(flight)
             self._read(self._pending)
         self._pending = flight
-        result = StepResult(self._outputs, (), self._failures)
+        embedded = list(self._embed_next())
+        result = StepResult(self._outputs, embedded, self._failures)
         self._outputs, self._failures = [], []
         return result
+
+    def _embed_next(self) -> Iterator[EncodeOutput]:
+        """One waiting input per turn, so that running streams go on in between."""
+        if not self._embeddings or not self._programs.can_embed(len(self._embeddings[0].prompt_token_ids)):
+            return
+        request = self._embeddings.popleft()
+        started = self._clock()
+        try:
+            vector = np.asarray(self._programs.embed(request.prompt_token_ids), "<f4")
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._failures.append((request.request_id, OutOfMemory(first_line(error))))
+            return
+        seconds = self._clock() - started
+        count = len(request.prompt_token_ids)
+        self._totals["prompt"] += count
+        yield EncodeOutput(request.request_id, vector.tobytes(), Usage(count, prefill_ns=int(seconds * 1e9)))
 
     def _dispatch(self, plan: StepPlan) -> Flight | None:
         """Starts the forward passes of a plan."""
@@ -466,8 +510,9 @@ class DecoderEngine:
 def check_request(request: GenerateRequest, config: DecoderConfig) -> None:
     """Raises `InvalidRequest` for what no program can run; the limits are named."""
     size = config.vocabulary_size
-    if any(not 0 <= token < size for token in request.prompt_token_ids):
-        raise InvalidRequest(f"a prompt token is outside the vocabulary of {size}")
+    check_tokens(request.prompt_token_ids, size)
+    if config.bidirectional:
+        raise InvalidRequest("this model embeds only; it does not generate text")
     if request.max_tokens < 0:
         raise InvalidRequest("max_tokens is negative; give 0 or more")
     if request.attachments:
@@ -484,6 +529,11 @@ def check_request(request: GenerateRequest, config: DecoderConfig) -> None:
     if any(not 0 <= token < size for token, _ in bias):
         raise InvalidRequest(f"logit_bias names a token outside the vocabulary of {size}")
     _check_sampling(request.sampling)
+
+
+def check_tokens(token_ids: Sequence[int], vocabulary_size: int) -> None:
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocabulary_size):
+        raise InvalidRequest(f"a token of the prompt is outside the vocabulary of {vocabulary_size}")
 
 
 BOUNDS: dict[str, tuple[float, float]] = {

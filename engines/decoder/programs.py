@@ -21,13 +21,16 @@ from jax import lax
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
-from engines.decoder import model, sampling
+from engines.decoder import embedding, model, sampling
 from engines.decoder.cache import Cache, init_cache
 from engines.decoder.config import DecoderConfig
-from engines.decoder.plan import SCORE_CHUNK, Buckets
+from engines.decoder.plan import SCORE_CHUNK, Buckets, smallest_holding
 from engines.decoder.sampling import Logprobs, Settings
 
 PREFILL_SIZES = (16, 64, 256, 512)
+EMBED_SIZES = (64, 512, 2048)
+"""Tokens of a whole sequence that is embedded, padded; longer ones are refused."""
+
 MAX_ROW_SIZES = 5
 COMPILE_THREADS = 2
 
@@ -64,11 +67,13 @@ def row_sizes(slots: int) -> tuple[int, ...]:
 
 def prefill_sizes(context: int) -> tuple[int, ...]:
     """Chunk sizes worth a program each: none longer than a whole context needs."""
-    return tuple(
-        size
-        for shorter, size in zip((0, *PREFILL_SIZES), PREFILL_SIZES, strict=False)
-        if shorter < context or size <= SCORE_CHUNK
-    )
+    return sizes_up_to(context, PREFILL_SIZES, SCORE_CHUNK)
+
+
+def sizes_up_to(context: int, sizes: Sequence[int], least: int) -> tuple[int, ...]:
+    """Those of ascending `sizes` that some length up to `context` needs, and all up to `least`."""
+    pairs = zip((0, *sizes), sizes, strict=False)
+    return tuple(size for shorter, size in pairs if shorter < context or size <= least)
 
 
 def mask_words(vocabulary_size: int) -> int:
@@ -96,6 +101,7 @@ class Programs:
         self.params = params
         self.trash = slots + stored
         self.buckets = Buckets(prefill_sizes(context), row_sizes(slots))
+        self.embed_sizes = sizes_up_to(context, EMBED_SIZES, EMBED_SIZES[0])
         self._make_state = partial(_init_state, config, slots + stored, context, kv_type)
         self._abstract_params = jax.tree.map(_abstract, params)
         self.state = self._make_state()
@@ -118,14 +124,18 @@ class Programs:
         rows = self.buckets.decode
         first: list[Key] = [("decode", rows[0]), ("general", rows[0]), ("prefill", prefill[0])]
         chunks: list[Key] = [("prefill", size) for size in sorted(prefill[1:], reverse=True)]
+        vectors: list[Key] = [("embed", size) for size in self.embed_sizes]
+        if self.config.bidirectional:
+            return vectors
         batches: list[Key] = [(kind, size) for size in rows[:0:-1] for kind in ("decode", "general")]
         greedy: list[Key] = [("greedy", size) for size in (rows[0], *rows[:0:-1])]
-        return [*first, ("copy", 1), greedy[0], *chunks, *batches, *greedy[1:], ("score", SCORE_CHUNK)]
+        rest: list[Key] = [*chunks, *batches, *greedy[1:], *vectors, ("score", SCORE_CHUNK)]
+        return [*first, ("copy", 1), greedy[0], *rest]
 
     @property
     def first_keys(self) -> list[Key]:
-        """What the first token of the first request needs."""
-        return self._keys()[:4]
+        """What the first token, or the first vector, needs."""
+        return self._keys()[: 1 if self.config.bidirectional else 4]
 
     @property
     def compiled(self) -> int:
@@ -275,6 +285,16 @@ class Programs:
         hidden = jax.ShapeDtypeStruct((size, config.width), jnp.float32)
         return score, (self._abstract_params, hidden, _ints(size)), ()
 
+    def _embed_program(self, size: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
+        config = self.config
+
+        def embed(params: Any, tokens: jax.Array, length: jax.Array) -> jax.Array:
+            steps = jnp.arange(size, dtype=jnp.int32)
+            positions = jnp.where(steps < length, steps, -1)
+            return embedding.embed(config, params, tokens[None], positions[None])[0]
+
+        return embed, (self._abstract_params, _ints(size), _ints()), ()
+
     def _logits(self, rows: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, self.config.vocabulary_size), jnp.float32)
 
@@ -327,6 +347,20 @@ class Programs:
         padded[: len(targets)] = targets
         found: Logprobs = self._get(("score", SCORE_CHUNK))(self.params, hidden, padded)
         return found
+
+    def embed(self, tokens: Sequence[int]) -> jax.Array:
+        """The vector float32 [E] of a whole sequence of at most `embed_sizes[-1]` tokens."""
+        size = smallest_holding(self.embed_sizes, len(tokens))
+        padded = np.zeros(size, np.int32)
+        padded[: len(tokens)] = tokens
+        vector: jax.Array = self._get(("embed", size))(self.params, padded, np.int32(len(tokens)))
+        return vector
+
+    def can_embed(self, length: int) -> bool:
+        """Whether the program for a sequence of this length is ready; asks for it if not."""
+        key = ("embed", smallest_holding(self.embed_sizes, length))
+        self.hurry(key)
+        return key in self._compiled
 
     def has_greedy(self, rows: int) -> bool:
         return ("greedy", rows) in self._compiled

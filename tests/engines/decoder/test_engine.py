@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from engines.base import (
+    EncodeRequest,
     GenerateRequest,
     Grammar,
     InvalidRequest,
@@ -26,8 +27,9 @@ from engines.base import (
 )
 from engines.client import RunnerClient, merge_outputs
 from engines.decoder import model as decoder_model
+from engines.decoder.embedding import embed
 from engines.decoder.engine import DecoderEngine
-from engines.decoder.programs import Programs, Sampled, prefill_sizes, row_sizes
+from engines.decoder.programs import EMBED_SIZES, Programs, Sampled, prefill_sizes, row_sizes
 from engines.decoder.sampling import BAD_LOGITS
 from modelfiles.files import ModelFile
 
@@ -221,6 +223,29 @@ def test_a_grammar_no_token_can_obey_ends_its_request_alone(engine: DecoderEngin
     assert isinstance(outputs[2], Exception) or outputs[2].finish_reason in ("error", "length")
 
 
+def test_vectors_are_those_of_the_whole_sequence_beside_running_streams(engine: DecoderEngine) -> None:
+    prompts = [PROMPT, PROMPT * 14, PROMPT]
+    engine.submit(ask(50, max_tokens=20), None)
+    for i, prompt in enumerate(prompts):
+        engine.submit_embedding(EncodeRequest(i, prompt))
+    outputs, tokens = {}, 0
+    while engine.wait_seconds() is not None:
+        result = engine.step()
+        outputs |= {output.request_id: output for output in result.embedded}
+        tokens += sum(len(output.token_ids) for output in result.outputs)
+    assert tokens == 20
+    programs = engine._programs
+    for i, prompt in enumerate(prompts):
+        exact = embed(programs.config, programs.params, np.array([prompt], np.int32))[0]
+        vector = np.frombuffer(outputs[i].vector, "<f4")
+        np.testing.assert_allclose(vector, exact, atol=1e-5)
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+        assert outputs[i].usage.prompt == len(prompt)
+    for wrong, words in (((), "no tokens"), ((9999,), "vocabulary"), ((5,) * 257, "257 tokens")):
+        with pytest.raises(InvalidRequest, match=words):
+            engine.submit_embedding(EncodeRequest(1, wrong))
+
+
 def test_cancelling_frees_the_slot_within_a_step(engine: DecoderEngine) -> None:
     for request_id in (1, 2, 3):
         engine.submit(ask(request_id, max_tokens=200), None)
@@ -321,7 +346,7 @@ def test_sizes_of_programs_stay_few() -> None:
         rows = row_sizes(slots)
         assert rows[0] == 1
         assert rows[-1] == slots
-        assert 3 * len(rows) + len(prefill_sizes(100_000)) + 2 <= 24
+        assert 3 * len(rows) + len(prefill_sizes(100_000)) + len(EMBED_SIZES) + 2 <= 24
     assert prefill_sizes(20) == (16, 64)
     assert prefill_sizes(200) == (16, 64, 256)
 
