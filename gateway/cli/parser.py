@@ -166,6 +166,16 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Flags as `-f, --file FILE`, as argparse writes them from Python 3.13 on: help is the same everywhere."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; `--help` of each command ends with its example."""
     parser = Parser(
@@ -173,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Run language models on this machine, behind the APIs of OpenAI and Ollama.",
         epilog="Example:\n  gemmule run bud\n\n"
         "GEMMULE_HOST says where the server is (default 127.0.0.1:11434).",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
     parser.add_argument("-v", "--version", action="store_true", help="print versions and exit")
@@ -185,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
             help=command.help,
             description=f"{command.help}.",
             epilog=f"Example:\n  {command.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Formatter,
             allow_abbrev=False,
         )
         command.add(sub)
