@@ -167,7 +167,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Flags as `-f, --file FILE`, as argparse writes them from Python 3.13 on: help is the same everywhere."""
+    """Flags as `-f, --file FILE` on every Python: argparse itself writes them so from 3.13 on."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
