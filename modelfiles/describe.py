@@ -42,6 +42,9 @@ HF_OTHER_SENSES: Final = (
 )
 """Beginnings of the names of tensors that are not part of the language model."""
 
+PROJECTOR_NAME: Final = "mmproj"
+"""In the name of a GGUF: a vision or audio part that lies beside the language model."""
+
 LONGEST_SHOWN_ARRAY: Final = 5
 SAMPLING_KEYS: Final = {
     "general.sampling.temp": "temperature",
@@ -136,6 +139,7 @@ def _describe_gguf(files: Sequence[ModelFile]) -> ModelDescription:
 def _parts(files: Sequence[ModelFile]) -> list[ModelFile]:
     """The one GGUF model among the files: a single file, or all parts of a split one in order."""
     found = [file for file in files if file.role == "weights" and _is_gguf(file)]
+    found = [file for file in found if PROJECTOR_NAME not in file.name] or found
     splits = {file.name: split for file in found if (split := split_name(file.name)) is not None}
     if not splits:
         if len(found) > 1:

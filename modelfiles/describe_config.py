@@ -43,15 +43,27 @@ CONFIG_KEYS: Final[dict[str, tuple[str, ...]]] = {
 }
 """config.json field -> keys below `<architecture>.`."""
 
+_GEMMA3: Final = {
+    "context_length": 131072,
+    "embedding_length": 2304,
+    "block_count": 26,
+    "vocab_size": 262208,
+    "attention.head_count": 8,
+    "attention.head_count_kv": 4,
+    "attention.key_length": 256,
+    "attention.value_length": 256,
+}
 LEFT_OUT: Final[dict[str, dict[str, Any]]] = {
-    "gemma3": {
-        "context_length": 131072,
-        "vocab_size": 262208,
-        "attention.head_count": 8,
-        "attention.head_count_kv": 4,
-        "attention.key_length": 256,
-        "attention.value_length": 256,
-    }
+    "gemma3": _GEMMA3,
+    "gemma3n": _GEMMA3
+    | {
+        "context_length": 32768,
+        "embedding_length": 2048,
+        "block_count": 35,
+        "vocab_size": 262400,
+        "attention.head_count_kv": 2,
+    },
+    "gemma4": _GEMMA3 | {"block_count": 30, "vocab_size": 262144},
 }
 """Values that a config.json of the family may leave out, because they are its library's defaults."""
 
@@ -84,7 +96,8 @@ def config_metadata(files: Sequence[ModelFile]) -> dict[str, Any]:
     if architecture is None:
         known = ", ".join(sorted(ARCHITECTURES))
         raise DescribeError(f"config.json names the unknown model_type {model_type!r}; known: {known}")
-    values = dict(LEFT_OUT.get(architecture, {})) if isinstance(text, dict) else {}
+    values = dict(LEFT_OUT.get(architecture, {}))
+    config |= {"rope_theta": _rope_base(config)}
     for name, keys in CONFIG_KEYS.items():
         value = config.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -95,6 +108,15 @@ def config_metadata(files: Sequence[ModelFile]) -> dict[str, Any]:
     if isinstance(method, dict):
         metadata["general.quantization"] = str(method.get("quant_method", "unknown")).upper()
     return metadata
+
+
+def _rope_base(config: Mapping[str, Any]) -> Any:
+    """`rope_theta`, which newer files keep below `rope_parameters`, by kind of layer where these differ."""
+    parameters = config.get("rope_parameters")
+    if not isinstance(parameters, dict):
+        return config.get("rope_theta")
+    whole = parameters.get("full_attention", parameters)
+    return whole.get("rope_theta") if isinstance(whole, dict) else None
 
 
 def chat_template(files: Sequence[ModelFile]) -> str | None:

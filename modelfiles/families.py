@@ -112,6 +112,8 @@ ARCHITECTURES: Final[dict[str, str]] = {
     "gemma3n_text": "gemma3n",
     "gemma4": "gemma4",
     "gemma4_text": "gemma4",
+    "gemma4_unified": "gemma4",
+    "gemma4_unified_text": "gemma4",
     "llama": "llama",
     "mistral": "llama",
     "mixtral": "llama",

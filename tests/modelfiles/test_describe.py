@@ -105,6 +105,14 @@ def test_several_models_are_ambiguous(tmp_path: Path) -> None:
         describe(files)
 
 
+def test_a_projector_beside_the_model_is_no_second_model(tmp_path: Path) -> None:
+    files = [
+        write_model(tmp_path / "a.gguf"),
+        write_model(tmp_path / "mmproj-a.gguf", {"general.architecture": "clip"}),
+    ]
+    assert describe(files).architecture == "gemma3"
+
+
 def write_folder(folder: Path, config: dict[str, Any]) -> list[ModelFile]:
     shards: list[dict[str, Any]] = [
         {"model.embed_tokens.weight": np.zeros((12, 8), ml_dtypes.bfloat16)},
@@ -160,6 +168,15 @@ def test_multimodal_config_is_read_from_its_text_part(tmp_path: Path) -> None:
         131072,
         8,
     )
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"rope_theta": 5e5}, {"full_attention": {"rope_theta": 5e5}, "sliding_attention": {}}]
+)
+def test_rope_base_of_newer_files(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    config = {key: value for key, value in LLAMA_CONFIG.items() if key != "rope_theta"}
+    described = describe(write_folder(tmp_path, config | {"rope_parameters": parameters}))
+    assert described.model_info["llama.rope.freq_base"] == 5e5
 
 
 @pytest.mark.parametrize(
