@@ -179,6 +179,8 @@ def _quarantine(store: Store, problems: list[Problem]) -> tuple[str, ...]:
         store.disk.make_folder(folder)
         for problem in problems:
             source = store.root / problem.path
+            if problem.digest is not None:
+                source = blob_path(store.root, parse_digest(problem.digest))
             if not source.is_file():
                 continue
             if problem.digest is not None:

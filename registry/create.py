@@ -18,7 +18,7 @@ import msgspec
 from modelfiles.description import ModelDescription
 from modelfiles.files import ModelFile
 from modelfiles.messages import Message
-from registry.blobs import Blob, Digest, blob_path
+from registry.blobs import Blob, Digest, blob_path, parse_digest
 from registry.errors import BlobNotFound, InvalidModelfile, InvalidName
 from registry.locks import Lease
 from registry.manifest import CONFIG_TYPE, MEDIA_TYPES, Layer, Manifest, ModelConfig
@@ -206,7 +206,7 @@ class ModelBuilder:
         """The blob, without reading it again, when the path already is one of ours."""
         if path.parent != self._store.root / "blobs" or not path.name.startswith("sha256-"):
             return None
-        digest = Digest(path.name.replace("-", ":", 1))
+        digest = parse_digest(path.name)
         self._lease.add([digest])
         return Blob(digest, path.stat().st_size, True)
 
