@@ -50,11 +50,23 @@ def render_chat(prompt: ChatPrompt) -> str:
         return render_go_chat(prompt)
     try:
         return _render_jinja_chat(prompt, prompt.messages)
+    except (TemplateSyntaxError, TemplateLimitExceeded):
+        raise
     except TemplateRefused:
         lenient = fold_turns(prompt.messages)
         if lenient == prompt.messages:
             raise
         return _render_jinja_chat(prompt, lenient)
+    except TemplateError as error:
+        return _render_older(prompt, error)
+
+
+def _render_older(prompt: ChatPrompt, error: TemplateError) -> str:
+    """Templates older than Hugging Face's conventions want arguments as text and a list of no tools."""
+    try:
+        return _render_jinja_chat(prompt, prompt.messages, older=True)
+    except TemplateError:
+        raise error from None
 
 
 def render_completion(
@@ -140,13 +152,15 @@ def _refuse_reserved(kwargs: dict[str, Any]) -> None:
         )
 
 
-def _render_jinja_chat(prompt: ChatPrompt, messages: tuple[Message, ...]) -> str:
+def _render_jinja_chat(prompt: ChatPrompt, messages: tuple[Message, ...], older: bool = False) -> str:
     developer = "developer" in prompt.template.text
+    passed = [_jinja_message(message, prompt.control_strings, developer, older) for message in messages]
     variables: dict[str, Any] = {
         **guard_value(prompt.kwargs, prompt.control_strings),
         **_thinking_variables(prompt),
-        "messages": [_jinja_message(m, prompt.control_strings, developer) for m in messages],
-        "tools": [_jinja_tool(tool, prompt.control_strings) for tool in prompt.tools] or None,
+        "messages": passed,
+        "tools": [_jinja_tool(tool, prompt.control_strings) for tool in prompt.tools]
+        or ([] if older else None),
         "documents": None,
         "add_generation_prompt": not prompt.continue_final,
         "continue_final_message": prompt.continue_final,
@@ -154,7 +168,7 @@ def _render_jinja_chat(prompt: ChatPrompt, messages: tuple[Message, ...]) -> str
         "eos_token": prompt.eos_token,
     }
     rendered = render_jinja(prompt.template.text, variables)
-    return _cut_after_final(rendered, variables["messages"]) if prompt.continue_final else rendered
+    return _cut_after_final(rendered, passed) if prompt.continue_final else rendered
 
 
 def _thinking_variables(prompt: ChatPrompt) -> dict[str, Any]:
@@ -166,7 +180,9 @@ def _thinking_variables(prompt: ChatPrompt) -> dict[str, Any]:
     return {"enable_thinking": wanted, "thinking": wanted, **effort}
 
 
-def _jinja_message(message: Message, control_strings: Collection[str], developer: bool) -> dict[str, Any]:
+def _jinja_message(
+    message: Message, control_strings: Collection[str], developer: bool, older: bool = False
+) -> dict[str, Any]:
     """A message as Hugging Face passes it: keys are there only when they say something, content always."""
     role = "system" if message.role == "developer" and not developer else message.role
     if role == "assistant":
@@ -176,7 +192,7 @@ def _jinja_message(message: Message, control_strings: Collection[str], developer
         thinking = guard(message.thinking, control_strings)
         result |= {"reasoning_content": thinking, "reasoning": thinking, "thinking": thinking}
     if message.tool_calls:
-        result["tool_calls"] = [_jinja_call(call, control_strings) for call in message.tool_calls]
+        result["tool_calls"] = [_jinja_call(call, control_strings, older) for call in message.tool_calls]
     if message.tool_call_id is not None:
         result["tool_call_id"] = guard(message.tool_call_id, control_strings)
     if message.name is not None:
@@ -184,13 +200,14 @@ def _jinja_message(message: Message, control_strings: Collection[str], developer
     return result
 
 
-def _jinja_call(call: ToolCall, control_strings: Collection[str]) -> dict[str, Any]:
+def _jinja_call(call: ToolCall, control_strings: Collection[str], older: bool) -> dict[str, Any]:
+    arguments = call.arguments if older else parsed_arguments(call.arguments)
     return {
         "id": guard(call.id, control_strings),
         "type": "function",
         "function": {
             "name": guard(call.name, control_strings),
-            "arguments": guard_value(parsed_arguments(call.arguments), control_strings),
+            "arguments": guard_value(arguments, control_strings),
         },
     }
 

@@ -12,7 +12,7 @@ text before, so that every text survives unchanged.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ _TO_UNGUARD = re.compile(f"{ESCAPE}([{BREAK}{ESCAPE}])|{BREAK}")
 class Tokenizer(Protocol):
     """What encoding a prompt needs of a tokenizer."""
 
-    def encode(self, text: str, *, add_bos: bool = False, parse_special: bool = False) -> list[int]: ...
+    def encode_spans(self, spans: Sequence[tuple[str, bool]], *, add_bos: bool = False) -> list[int]: ...
 
     def vocabulary(self) -> Vocabulary: ...
 
@@ -143,9 +143,7 @@ def encode_rendered(tokenizer: Tokenizer, rendered: str) -> tuple[list[int], str
     with exactly one BOS where the vocabulary wants one, with at most one where the template gave it.
     """
     vocabulary = tokenizer.vocabulary()
-    token_ids: list[int] = []
-    for text, is_control in split_rendered(rendered, control_strings(vocabulary)):
-        token_ids += [vocabulary.names[text]] if is_control else tokenizer.encode(text)
+    token_ids = tokenizer.encode_spans(split_rendered(rendered, control_strings(vocabulary)))
     bos = vocabulary.bos_token_id
     if bos is not None:
         while token_ids[:2] == [bos, bos]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import json
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, update_wrapper
@@ -43,6 +43,8 @@ _bounds: ContextVar[Bounds] = ContextVar("bounds")
 
 GLOBALS_REMOVED = ("lipsum", "cycler", "joiner")
 """Jinja's globals no chat template uses; `lipsum` makes text of any length."""
+MACRO_STEPS = 10
+"""What one macro call costs against one loop round."""
 FILTERS_REMOVED = ("urlize", "xmlattr", "random", "filesizeformat")
 
 
@@ -70,7 +72,9 @@ class _BoundedCodeGenerator(CodeGenerator):
         self, node: nodes.Call, frame: Frame, forward_caller: bool = False
     ) -> None:
         if isinstance(node.node, nodes.EnvironmentAttribute):
-            self.write("environment.count_step()")
+            self.write("environment.count_step(")
+            self.visit(node.args[0], frame)
+            self.write(")")
         else:
             super().visit_Call(node, frame, forward_caller=forward_caller)
 
@@ -107,9 +111,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         bounds.before_call(function, args, kwargs)
         return bounds.after(super().call(context, function, *args, **kwargs))
 
-    def count_step(self) -> str:
+    def count_step(self, steps: int) -> str:
         """Called by the generated code once per loop round and macro call."""
-        _bounds.get().budget.step()
+        _bounds.get().budget.step(steps)
         return ""
 
 
@@ -128,9 +132,13 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON without HTML escaping: what models were trained on."""
+    """JSON without HTML escaping: what models were trained on. The result of `map` counts as a list."""
     return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        list(value) if isinstance(value, Generator) else value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
     )
 
 
@@ -180,7 +188,8 @@ def _count_steps(tree: nodes.Template) -> None:
     """Puts a call of `count_step` at the start of every loop, macro and block body."""
     for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
         if isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock):
-            call = nodes.Call(nodes.EnvironmentAttribute("count_step"), [], [], None, None)
+            steps = nodes.Const(1 if isinstance(node, nodes.For) else MACRO_STEPS)
+            call = nodes.Call(nodes.EnvironmentAttribute("count_step"), [steps], [], None, None)
             statement = nodes.ExprStmt(call).set_lineno(node.lineno)
             statement.set_environment(_ENVIRONMENT)
             node.body.insert(0, statement)

@@ -13,6 +13,9 @@ from typing import Any
 from modelfiles.templates.errors import Budget, TemplateLimitExceeded
 
 MAX_INTEGER_BITS = 4096
+MAX_PARTS = 200_000
+"""Elements of a value that is turned into text, at all depths."""
+CALL_STEPS = 3
 MAX_WIDTH = 999
 """Width or precision in a format string."""
 
@@ -27,15 +30,29 @@ def size_of(value: Any) -> int:
     return len(value) if isinstance(value, str | bytes | list | tuple | dict | set | frozenset) else 8
 
 
-def deep_size(value: Any, depth: int = 0) -> int:
-    """Characters `str(value)` or `tojson` would need, roughly; shared parts count each time they appear."""
-    if depth > 100:
-        raise TemplateLimitExceeded("a value is nested more than 100 deep")
-    if isinstance(value, dict):
-        return sum(deep_size(k, depth + 1) + deep_size(v, depth + 1) + 4 for k, v in value.items())
-    if isinstance(value, list | tuple | set | frozenset):
-        return sum(deep_size(item, depth + 1) + 2 for item in value)
-    return size_of(value)
+def deep_size(value: Any) -> int:
+    """Characters `str(value)` or `tojson` would need, roughly; shared parts count each time they appear.
+
+    Raises `TemplateLimitExceeded` for values of more than `MAX_PARTS` parts or nested deeper than 100.
+    """
+    size = parts = 0
+    level = [value]
+    for _ in range(100):
+        parts += len(level)
+        if parts > MAX_PARTS:
+            raise TemplateLimitExceeded(f"a value has more than {MAX_PARTS} parts")
+        inner: list[Any] = []
+        for item in level:
+            size += size_of(item) + 2
+            if isinstance(item, dict):
+                inner += item.keys()
+                inner += item.values()
+            elif isinstance(item, list | tuple | set | frozenset):
+                inner += item
+        if not inner:
+            return size
+        level = inner
+    raise TemplateLimitExceeded("a value is nested more than 100 deep")
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str, default: Any) -> Any:
@@ -197,7 +214,7 @@ class Bounds:
 
     def before_call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Charges a call; for methods of texts and numbers the predicted size of the result."""
-        self.budget.step()
+        self.budget.step(CALL_STEPS)
         owner = getattr(function, "__self__", None)
         if not isinstance(owner, str | bytes | int):
             owner = getattr(getattr(function, "__wrapped__", None), "__self__", None)

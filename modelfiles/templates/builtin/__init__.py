@@ -99,12 +99,22 @@ def choose_template(
     architecture: str,
     names: Collection[str] = (),
 ) -> TemplateSource:
-    """A Modelfile's Go TEMPLATE, else the weights' Jinja, else ours, else Ollama's default."""
+    """A Modelfile's Go TEMPLATE, else the weights' Jinja, else ours, else Ollama's default.
+
+    Gemma 1 to 3 come with a template that gives our bytes but knows neither functions nor, in part, system
+    text: ours stands in for it.
+    """
     if modelfile_template:
         return TemplateSource("go", modelfile_template)
     if description_template:
+        if TEMPLATE_FOR_ARCHITECTURE.get(architecture) == "gemma" and _is_plain_gemma(description_template):
+            return _load("gemma")
         return TemplateSource("jinja", description_template)
     return builtin_template(architecture, names) or TemplateSource("go", DEFAULT_GO_TEMPLATE)
+
+
+def _is_plain_gemma(template: str) -> bool:
+    return "<start_of_turn>" in template and "tool" not in template and "function" not in template
 
 
 def renderer_template(name: str) -> TemplateSource:

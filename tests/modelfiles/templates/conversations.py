@@ -45,7 +45,9 @@ NESTED = ToolSpec(
 )
 NO_ARGUMENTS = ToolSpec("now", "The time", {"type": "object", "properties": {}})
 CALL = ToolCall("call00001", "get_weather", '{"city": "Köln", "days": [1, 2], "unit": "C"}')
-SECOND_CALL = ToolCall("call00002", "book", '{"trip": {"from": "a \\"b\\"", "to": null}, "flag": true, "free": {}}')
+SECOND_CALL = ToolCall(
+    "call00002", "book", '{"trip": {"from": "a \\"b\\"", "to": null}, "flag": true, "free": {}}'
+)
 NO_ARGUMENTS_CALL = ToolCall("call00003", "now", "{}")
 
 
