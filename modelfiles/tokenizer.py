@@ -48,7 +48,7 @@ def load_tokenizer(files: Sequence[ModelFile]) -> Tokenizer:
     if (file := file_named(files, "tokenizer.model")) is not None:
         data = _read(file)
         return from_ranks(data, special) if is_ranks(data) else from_sentencepiece(data, special)
-    for file in sorted(files, key=lambda each: each.name):
+    for file in sorted(files, key=lambda each: ("mmproj" in each.name, each.name)):
         if file.role == "weights" and _is_gguf(file) and (split_name(file.name) or ("", 1, 1))[1] == 1:
             return _from_gguf(file)
     raise TokenizerError(

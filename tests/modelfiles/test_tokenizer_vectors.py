@@ -196,6 +196,36 @@ def test_one_vocabulary_in_four_containers_gives_the_same_ids(shared_data: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
+def test_sentencepiece_files_as_the_library_itself_reads_them(
+    kind: str, rule: str, shared_data: Path, tmp_path: Path
+) -> None:
+    """Our copy of the model, closed to control tokens, gives what the library gives for the file."""
+    import sentencepiece
+
+    folder = shared_data / "tokenizers/kitoken-vectors"
+    texts = (folder / "utf8_input.txt").read_text("utf-8").split("\n") * 3
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=1300,
+        model_type=kind,
+        normalization_rule_name=rule,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        user_defined_symbols=["<table>"],
+        minloglevel=2,
+    )
+    library = sentencepiece.SentencePieceProcessor(str(tmp_path / "m.model"))
+    ours = load(tmp_path / "m.model", "tokenizer.model")
+    for text in [*texts, *(folder / "mixed_input.txt").read_text("utf-8").split("\n"), "  a <table>  b ﬁ ① "]:
+        ids = library.encode(text)
+        assert ours.encode(text) == ids
+        assert ours.decode(ids) == library.decode(ids)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert_base_cased", "modernbert", "gpt_neox", "llama2", "mistral03"])
 def test_tokenizer_json_as_the_library_itself_reads_it(name: str, shared_data: Path, unpack: Unpack) -> None:
     import tokenizers
