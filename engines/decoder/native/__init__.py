@@ -28,6 +28,7 @@ CACHE_TYPES = ("bfloat16", "float32")
 """Types of the key-value cache that the attention kernel reads."""
 
 ALIGNMENT = 64
+CUSTOM_CALLS = ("gemmule_matmul", "gemmule_rows", "gemmule_attention", "gemmule_write")
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -60,7 +61,7 @@ def _library() -> ctypes.CDLL | None:
         ctypes.c_int64,
         ctypes.c_void_p,
     ]
-    for name in ("gemmule_matmul", "gemmule_rows", "gemmule_attention"):
+    for name in CUSTOM_CALLS:
         capsule = jax.ffi.pycapsule(getattr(library, name))  # type: ignore[no-untyped-call]
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     return library
@@ -124,6 +125,19 @@ def quantized_rows(packed: jax.Array, block_type: str, shape: tuple[int, int], i
     return rows
 
 
+def cache_write(cache: jax.Array, fresh: jax.Array, slots: jax.Array, positions: jax.Array) -> jax.Array:
+    """The cache [slots + 1, kv heads, length, head size] with float32 `fresh` [B, T, kv heads, size] in it.
+
+    Position p of `positions` int32 [B, T] goes to cell p % length of its row's slot, rounded to the cache's
+    type; -1 is skipped. The cache is written in place where the program donates it, copied first elsewhere.
+    """
+    result = jax.ShapeDtypeStruct(cache.shape, cache.dtype)  # type: ignore[no-untyped-call]
+    written: jax.Array = jax.ffi.ffi_call("gemmule_write", result, input_output_aliases={0: 0})(
+        cache, fresh.astype(np.float32), slots, positions
+    )
+    return written
+
+
 def cached_attention(
     query: jax.Array,
     keys: jax.Array,
@@ -174,6 +188,7 @@ def register_all() -> str | None:
         ops.register("rows", block_type, "cpu", _rows(block_type), name)
     for cache_type in CACHE_TYPES:
         ops.register("attention", cache_type, "cpu", cached_attention, name)
+        ops.register("write", cache_type, "cpu", cache_write, name)
     return path
 
 

@@ -108,3 +108,35 @@ def test_heads_that_do_not_fit_are_refused() -> None:
             softcap=None,
             window=0,
         ).block_until_ready()
+
+
+@pytest.mark.parametrize("donated", [True, False])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_new_keys_are_written_where_attention_looks_for_them(dtype: str, donated: bool) -> None:
+    random = np.random.default_rng(0)
+    cache = jnp.asarray(random.normal(size=(4, 2, 8, 16)), dtype)
+    fresh = random.normal(size=(2, 3, 2, 16)).astype(np.float32)
+    slots, positions = np.array([2, 0], np.int32), np.array([[6, 7, 8], [21, -1, -1]], np.int32)
+    expected = np.array(cache.astype(jnp.float32))
+    for row, column in [(0, 0), (0, 1), (0, 2), (1, 0)]:
+        rounded = np.asarray(jnp.asarray(fresh[row, column], dtype).astype(jnp.float32))
+        expected[slots[row], :, positions[row, column] % 8] = rounded
+    before = np.array(cache.astype(jnp.float32))
+    written = jax.jit(native.cache_write, donate_argnums=(0,) if donated else ())(
+        cache, fresh, slots, positions
+    )
+    assert written.dtype == dtype
+    assert np.array_equal(np.asarray(written.astype(jnp.float32)), expected)
+    assert donated or np.array_equal(np.asarray(cache.astype(jnp.float32)), before)
+
+
+def test_values_that_are_no_numbers_keep_their_kind() -> None:
+    fresh = np.array([np.nan, np.inf, -np.inf, 3.4e38, -0.0, 1e-40] + [1.0] * 10, np.float32).reshape(
+        1, 1, 1, 16
+    )
+    zeros = np.zeros(1, np.int32)
+    written = native.cache_write(jnp.zeros((2, 1, 4, 16), jnp.bfloat16), fresh, zeros, zeros[:, None])
+    expected = jnp.asarray(fresh, jnp.bfloat16)[0, 0, 0].astype(jnp.float32)
+    assert np.array_equal(
+        np.asarray(written[0, 0, 0].astype(jnp.float32)), np.asarray(expected), equal_nan=True
+    )

@@ -169,5 +169,6 @@ def test_registration_offers_every_kernel() -> None:
             assert ops.lookup(op, block_type, "cpu")
             ops.unregister(op, block_type, "cpu")
     for cache_type in native.CACHE_TYPES:
-        assert ops.lookup("attention", cache_type, "cpu")
-        ops.unregister("attention", cache_type, "cpu")
+        for op in ("attention", "write"):
+            assert ops.lookup(op, cache_type, "cpu")
+            ops.unregister(op, cache_type, "cpu")

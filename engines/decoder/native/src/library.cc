@@ -6,6 +6,7 @@
 #include "pack.h"
 #include "pool.h"
 #include "product.h"
+#include "store.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -55,6 +56,24 @@ ffi::Error attention(ffi::Buffer<ffi::F32> query, ffi::AnyBuffer keys, ffi::AnyB
   return ffi::Error::Success();
 }
 
+ffi::Error write(ffi::AnyBuffer cache, ffi::Buffer<ffi::F32> fresh, ffi::Buffer<ffi::S32> slots,
+                 ffi::Buffer<ffi::S32> positions, ffi::Result<ffi::AnyBuffer> out) {
+  const auto c = cache.dimensions(), f = fresh.dimensions();
+  if (out->untyped_data() != cache.untyped_data())
+    return ffi::Error::Internal("the cache is not written in place: it was not donated");
+  if (f[2] != c[1] || f[3] != c[3]) return ffi::Error::InvalidArgument("keys do not fit the cache");
+  const StoreTask task{fresh.typed_data(), slots.typed_data(), positions.typed_data(), f[0], f[1], c[1], c[2], c[3],
+                       c[0]};
+  if (cache.element_type() == ffi::F32) {
+    store(task, static_cast<float*>(out->untyped_data()));
+  } else if (cache.element_type() == ffi::BF16) {
+    store(task, static_cast<uint16_t*>(out->untyped_data()));
+  } else {
+    return ffi::Error::InvalidArgument("the cache must be bfloat16 or float32");
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace gemmule
 
@@ -84,6 +103,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gemmule_attention, gemmule::attention,
                                   .Attr<float>("softcap")
                                   .Attr<int64_t>("window")
                                   .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gemmule_write, gemmule::write,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>());
 
 extern "C" {
 
