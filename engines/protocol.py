@@ -82,6 +82,10 @@ class Frame:
     type: FrameType
     body: bytes
 
+    def encode(self) -> bytes:
+        """The frame's bytes on the wire."""
+        return HEADER.pack(1 + len(self.body), self.type) + self.body
+
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
@@ -127,9 +131,12 @@ _known_types = frozenset(int(kind) for kind in FrameType)
 
 
 def encode_frame(kind: FrameType, value: Any) -> bytes:
-    """A whole frame. `value` is bytes for ECHO and CLASSIFY, else an instance of `BODY_TYPES[kind]`."""
-    body = bytes(value) if kind in RAW_TYPES else _encoder.encode(value)
-    return HEADER.pack(1 + len(body), kind) + body
+    """A whole frame's bytes. `value` is bytes for ECHO and CLASSIFY, else a `BODY_TYPES[kind]`."""
+    return Frame(kind, encode_body(kind, value)).encode()
+
+
+def encode_body(kind: FrameType, value: Any) -> bytes:
+    return bytes(value) if kind in RAW_TYPES else _encoder.encode(value)
 
 
 def decode_body(frame: Frame) -> Any:
