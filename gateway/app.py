@@ -27,6 +27,7 @@ ROUTERS = (
     "gateway.operations",
     "gateway.openai.routes",
     "gateway.openai.models",
+    "gateway.openai.rerank",
     "gateway.openai.stored",
     "gateway.openai.responses.routes",
     "gateway.anthropic.routes",

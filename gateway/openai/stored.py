@@ -32,7 +32,8 @@ class MetadataBody(Body):
 async def store_chat(gateway: Gateway, body: ChatBody, reply: dict[str, Any], owner: str) -> None:
     """Keeps a reply together with the messages it answered."""
     turns = [
-        {"id": f"{reply['id']}-{index}", "content": None, "refusal": None} | turn.model_dump(exclude_none=True)
+        {"id": f"{reply['id']}-{index}", "content": None, "refusal": None}
+        | turn.model_dump(exclude_none=True)
         for index, turn in enumerate(body.messages)
     ]
     await gateway.archive.put(KIND, reply | {"metadata": body.metadata or {}}, turns, owner)
