@@ -9,7 +9,8 @@ from pathlib import Path
 REGISTRY = Path(__file__).resolve().parents[2] / "registry"
 CHANGES = {
     "rename", "replace", "unlink", "rmdir", "mkdir", "makedirs", "symlink", "symlink_to", "hardlink_to",
-    "link", "write_bytes", "write_text", "touch", "remove", "removedirs", "truncate", "ftruncate", "rmtree", "move",
+    "link", "write_bytes", "write_text", "touch", "remove", "removedirs", "truncate", "ftruncate",
+    "rmtree", "move",
     "copyfile", "copytree", "copy2",
 }  # fmt: skip
 """Names of calls on `os`, `shutil` or a path that change the file system."""
