@@ -31,8 +31,6 @@ def create(arguments: argparse.Namespace) -> int:
         board.update("gathering model components")
         body = create_body(client, data, folder, board)
         body |= {"model": arguments.model, "name": arguments.model, "stream": True}
-        if arguments.quantize:
-            body["quantize"] = arguments.quantize
         follow(client.stream("/api/create", body), board)
     return OK
 

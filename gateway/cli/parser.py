@@ -51,7 +51,6 @@ def _insecure(parser: argparse.ArgumentParser) -> None:
 def _create(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("-f", "--file", metavar="FILE", help="the Modelfile (default: ./Modelfile)")
-    parser.add_argument("-q", "--quantize", metavar="TYPE", help="quantize the weights, for example to Q8_0")
 
 
 def _show(parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,9 @@ from registry.name import ModelName
 FOREVER_YEARS = 292
 """What the wire says for a model that stays: as far ahead as Go's clocks reach."""
 
+COPILOT = "GitHubCopilotChat/"
+"""It lists a model under `general.basename`; two names of the same weights would look the same."""
+
 router = APIRouter()
 memory = CapabilityMemory()
 
@@ -63,8 +66,10 @@ async def show(request: Request) -> Response:
     body = await native_body(request, ShowBody)
     name = named(body.model)
     gateway = open_gateway(request, name)
-    served = await gateway.catalog.get(name)
-    return JSONReply(shown_model(served, body))
+    shown = shown_model(await gateway.catalog.get(name), body)
+    if request.headers.get("user-agent", "").startswith(COPILOT):
+        shown["model_info"]["general.basename"] = name
+    return JSONReply(shown)
 
 
 @router.post("/api/copy")

@@ -21,8 +21,12 @@ from gateway.ollama.convert import messages
 from gateway.ollama.options import checked, parameter_lines
 from gateway.ollama.schema import CreateBody, TransferBody
 from gateway.ollama.transfers import close_puller, fetch, inspector, puller_of
+from gateway.sandbox import SandboxError
+from gateway.sandbox_worker import CheckTemplate
 from gateway.streaming import JSONReply, LineStream, ndjson, unless_gone
 from modelfiles.modelfile import Modelfile
+from modelfiles.templates.builtin import UnknownName, parser_convention, renderer_template
+from modelfiles.templates.source import TemplateSource
 from registry import errors as registry_errors
 from registry.blobs import parse_digest
 from registry.bundled import NAME as BUNDLED
@@ -43,6 +47,7 @@ async def create(request: Request) -> Response:
     name = ModelName.parse(named(body.model))
     gateway = open_gateway(request, name.display())
     made = modelfile(body)
+    await check_texts(gateway, made)
     files = {path: parse_digest(digest) for path, digest in (body.files or {}).items()}
     adapters = {path: parse_digest(digest) for path, digest in (body.adapters or {}).items()}
 
@@ -62,6 +67,22 @@ async def create(request: Request) -> Response:
     return await _reply(request, work, body.stream)
 
 
+async def check_texts(gateway: Gateway, made: Modelfile) -> None:
+    """Refuses now what would fail at every chat: a template that does not parse, a name nobody knows."""
+    try:
+        if made.renderer:
+            renderer_template(made.renderer)
+        if made.parser:
+            parser_convention(made.parser)
+    except UnknownName as error:
+        raise BadRequest(str(error).removeprefix("template: ")) from None
+    if made.template:
+        try:
+            await gateway.sandbox.call(CheckTemplate(TemplateSource("go", made.template)), bool)
+        except SandboxError as error:
+            raise BadRequest(f"template error: {error}", param="template") from None
+
+
 async def _have_base(request: Request, gateway: Gateway, base: str, on_progress: OnProgress) -> None:
     """Pulls the model that FROM names, when it is not here."""
     try:
@@ -74,6 +95,11 @@ def modelfile(body: CreateBody) -> Modelfile:
     """What the body's fields say, as the Modelfile they were made from. Raises BadRequest."""
     if body.modelfile:
         return Modelfile.parse(body.modelfile)
+    if body.quantize:
+        raise BadRequest(
+            f'quantize "{body.quantize}" is not supported; create the model from weights that are quantized',
+            param="quantize",
+        )
     if not body.from_ and not body.files:
         raise BadRequest("neither 'from' or 'files' was specified")
     licenses = [body.license] if isinstance(body.license, str) else body.license or []

@@ -166,6 +166,21 @@ def test_a_break_in_mid_stream_is_a_last_line_with_the_error(http: httpx.Client)
         ("/api/copy", {"source": "a b", "destination": "x"}, 400, 'source "a b" is invalid'),
         ("/api/copy", {"source": "a"}, 400, 'destination "" is invalid'),
         ("/api/create", {"model": "x"}, 400, "neither 'from' or 'files' was specified"),
+        ("/api/create", {"model": "x", "from": "y", "template": "{{ if"}, 400, "template error: "),
+        ("/api/create", {"model": "x", "from": "y", "parser": "nope"}, 400, "unknown parser"),
+        ("/api/create", {"model": "x", "from": "y", "renderer": "nope"}, 400, "unknown renderer"),
+        (
+            "/api/create",
+            {"model": "x", "from": "y", "quantize": "Q8_0"},
+            400,
+            'quantize "Q8_0" is not supported',
+        ),
+        (
+            "/api/create",
+            {"model": "x", "from": "y", "parameters": {"top_k": "x"}},
+            400,
+            'option "top_k" must be',
+        ),
         ("/api/create", {"model": "x", "files": {"a.gguf": "md5:1"}}, 400, "invalid digest format"),
         ("/api/create", {"model": "a b", "from": "y"}, 400, "invalid model name"),
         ("/api/pull", {"model": ""}, 400, "model is required"),
@@ -232,5 +247,8 @@ def test_tags_list_both_names_and_capabilities(http: httpx.Client) -> None:
     assert "completion" in row["capabilities"]
     shown = http.post("/api/show", json={"name": "scripted"}).json()
     assert shown["model_info"] == {}
+    copilot = {"user-agent": "GitHubCopilotChat/0.30"}
+    seen = http.post("/api/show", json={"name": "scripted"}, headers=copilot).json()
+    assert seen["model_info"]["general.basename"] == "scripted"
     assert "completion" in shown["capabilities"]
     assert shown["parameters"].split() == ["temperature", "0"]
