@@ -24,6 +24,7 @@ class Phase:
     """Until `end` (a share of the run) documents are drawn by `shares` and packed into [rows, length].
 
     At `noun_rate` a story's main noun is replaced; asked-for nouns have `noun_weight` in the loss.
+    `led_share` of the story conversations take a story whose main noun comes in its first sentence.
     """
 
     end: float
@@ -32,6 +33,7 @@ class Phase:
     shares: dict[str, float]
     noun_rate: float = 0.5
     noun_weight: float = 1.0
+    led_share: float = 0.0
 
 
 PHASES = (
@@ -54,14 +56,18 @@ PHASES = (
         16,
         512,
         {"tiny": 0.10, "children": 0.03, "gutenberg": 0.01, "story": 0.80, "talk": 0.04, "persona": 0.02},
-        noun_rate=0.6,
-        noun_weight=2.0,
+        noun_rate=0.7,
+        noun_weight=3.0,
+        led_share=0.8,
     ),
     Phase(
         1.01,
         8,
         1024,
         {"tiny": 0.06, "story": 0.66, "session": 0.20, "talk": 0.06, "persona": 0.02},
+        noun_rate=0.6,
+        noun_weight=1.5,
+        led_share=0.7,
     ),
 )
 """Plain texts first, conversations from the start, long sessions in the last part."""
@@ -96,6 +102,7 @@ class BatchSource:
         self._tokenizer = tokenizer
         self._seed = seed
         stories = corpus.training["tiny"]
+        self._led = [index for index, story in enumerate(stories) if chat.leads_with_its_noun(story)]
         self._order = {
             name: np.random.default_rng([seed, index]).permutation(len(texts))
             for index, (name, texts) in enumerate({**corpus.training, "story": stories}.items())
@@ -137,9 +144,14 @@ class BatchSource:
         texts = self._corpus.training["tiny" if name == "story" else name]
         return texts[int(self._order[name][count % len(texts)])]
 
+    def _pick_story(self, random: np.random.Generator, count: int, phase: Phase) -> str:
+        if phase.led_share and random.random() < phase.led_share:
+            return self._corpus.training["tiny"][self._led[random.integers(len(self._led))]]
+        return self._pick("story", count)
+
     def _story(self, random: np.random.Generator, count: int, phase: Phase) -> Document:
         while True:
-            turns = chat.story_turns(self._pick("story", count), random, phase.noun_rate)
+            turns = chat.story_turns(self._pick_story(random, count, phase), random, phase.noun_rate)
             if not chat.mentions_withheld(turns):
                 return self._tokenizer.conversation(turns, phase.noun_weight)
             count += 1
@@ -147,7 +159,7 @@ class BatchSource:
     def _session(self, random: np.random.Generator, count: int, phase: Phase) -> Document:
         turns = chat.small_talk_turns(random) if random.random() < 0.4 else []
         for number in range(random.integers(2, 4)):
-            story = self._pick("story", int(random.integers(1 << 30)))
+            story = self._pick_story(random, int(random.integers(1 << 30)), phase)
             turns += chat.story_turns(story, random, phase.noun_rate, follow_up=number > 0)
         if chat.mentions_withheld(turns):
             return self._session(random, count + 1, phase)

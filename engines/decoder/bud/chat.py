@@ -24,6 +24,10 @@ _NAMES = {"girl": words.GIRL_NAMES, "boy": words.BOY_NAMES}
 _TOKEN = re.compile(r"[A-Za-z][A-Za-z-]*")
 
 
+OPENING = 110
+"""Characters of a story's first sentence, about."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One turn; `role` is `user` or `model`, `emphasis` the noun that the model was asked to tell about."""
@@ -44,6 +48,12 @@ def main_noun(story: str) -> str | None:
     ]
     best = max(ranked, default=(0.0, ""))
     return best[1] if best[0] >= 2.5 or (best[1] in common and counts[best[1]] >= 4) else None
+
+
+def leads_with_its_noun(story: str) -> bool:
+    """Whether the main noun comes in the opening: such stories teach to begin with what was asked for."""
+    noun = main_noun(story)
+    return noun is not None and bool(mentions(story[:OPENING], noun))
 
 
 def article(noun: str) -> str:
