@@ -118,18 +118,17 @@ def test_mutated_files_open_or_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     write_safetensors(path, {"a": np.ones((4, 4), np.float32), "b": np.ones(3, np.float16)})
     original, chance, refused = path.read_bytes(), random.Random(20261120), 0
-    for _ in range(1000):
+    for _ in range(3000):
         data = bytearray(original)
         for _ in range(chance.randint(1, 4)):
             position = chance.randrange(len(data))
             data[position : position + chance.randint(0, 3)] = chance.randbytes(chance.randint(0, 3))
-        path.write_bytes(data)
         try:
-            opened = SafetensorsFile.open(path)
+            opened = SafetensorsFile(path, memoryview(bytes(data)))
             assert all(opened.data(name).nbytes == tensor.size for name, tensor in opened.tensors.items())
         except SafetensorsError:
             refused += 1
-    assert 300 < refused < 1000
+    assert 1000 < refused < 3000
 
 
 # Shards
