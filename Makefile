@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: lock setup serve test check fix types lint bench golden parity contract gpu-smoke bench-gpu bud clean
+.PHONY: lock setup serve test check fix bench golden parity contract gpu-smoke live-pull bud
 
 setup: $(STAMP)
 
@@ -35,6 +35,36 @@ lock:
 	$(LOCK) -o requirements/cpu.txt
 	$(LOCK) -c requirements/cpu.txt --extra cuda -o requirements/cuda.txt
 	$(LOCK) -c requirements/cpu.txt --extra orbax --group dev -o requirements/dev.txt
+
+contract: $(STAMP)
+	$(BIN)/pytest -m contract --timeout 1200
+
+golden: $(STAMP)
+	GEMMULE_GOLDEN=1 $(BIN)/pytest -m "not slow and not gpu and not contract and not parity"
+
+ORACLE ?= .cache/oracle
+
+$(ORACLE)/.ready:
+	$(PYTHON) -m venv $(ORACLE)
+	$(ORACLE)/bin/pip install -q --require-hashes -r requirements/dev.txt
+	$(ORACLE)/bin/pip install -q torch==2.13.0 transformers==5.23.0
+	@touch $@
+
+parity: $(ORACLE)/.ready
+	$(ORACLE)/bin/python -m pytest tests/parity -m parity
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench.kernels
+	$(BIN)/python -m tests.bench.decode
+	$(BIN)/python -m tests.bench.prefill
+	$(BIN)/python -m tests.bench.gateway
+	$(BIN)/python -m tests.bench.pull
+
+bud: $(STAMP)
+	$(BIN)/python -m engines.decoder.bud
+
+live-pull: $(STAMP)
+	$(BIN)/python -m tests.registry.live_pull
 
 gpu-smoke: $(STAMP)
 	$(BIN)/python -m tests.gpu.smoke
