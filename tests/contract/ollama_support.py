@@ -56,7 +56,7 @@ class Server:
 
     def run(self, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         """A client process with our address, in the scratch folder."""
-        defaults: dict[str, Any] = {"cwd": self.folder, "env": self.environment(), "timeout": 100}
+        defaults: dict[str, Any] = {"cwd": self.folder, "env": self.environment(), "timeout": 300}
         return subprocess.run(command, capture_output=True, text=True, check=False, **(defaults | options))
 
 
