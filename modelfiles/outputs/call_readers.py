@@ -1,4 +1,4 @@
-"""Readers of tool calls: one generator per syntax, fed one symbol at a time.
+"""Readers of tool calls: one generator per syntax, fed symbol by symbol.
 
 A symbol is a character or a whole marker (`<|"|>`). A reader yields to get the next symbol, tells its sink
 the name as soon as it is known and the arguments as JSON text while they are generated, and returns when the
@@ -9,14 +9,20 @@ read is no call. Knows nothing of tokens or of the tools on offer. Used by `tool
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Generator
 from typing import Protocol
 
 MAX_DEPTH = 64
 SPACE = " \t\r\n"
 
-Symbols = Generator[None, str, str]
-Reader = Generator[None, str, str | None]
+Wanted = re.Pattern[str] | None
+"""What a reader yields: a pattern of text it takes in one piece, or None for one symbol at a time."""
+IN_STRING = re.compile(r'[^"\\\x00-\x1f]+')
+ANY_TEXT = re.compile(r".+", re.DOTALL)
+
+Symbols = Generator[Wanted, str, str]
+Reader = Generator[Wanted, str, str | None]
 
 
 class NotACall(Exception):
@@ -36,7 +42,7 @@ class Sink(Protocol):
 def _skip_space(symbol: str | None = None) -> Symbols:
     """The next symbol that is no white space; `symbol` is looked at first."""
     while symbol is None or symbol in SPACE:
-        symbol = yield
+        symbol = yield None
     return symbol
 
 
@@ -44,11 +50,11 @@ def _read_string() -> Symbols:
     """A JSON string after its opening quote, decoded."""
     raw = ""
     while True:
-        symbol = yield
+        symbol = yield None
         if symbol == '"':
             break
         if symbol == "\\":
-            symbol += yield
+            symbol += yield None
         raw += symbol
     try:
         text: str = json.loads(f'"{raw}"', strict=False)
@@ -57,7 +63,7 @@ def _read_string() -> Symbols:
     return text
 
 
-def _stream_value(first: str, emit: Callable[[str], None]) -> Generator[None, str, str | None]:
+def _stream_value(first: str, emit: Callable[[str], None]) -> Generator[Wanted, str, str | None]:
     """Passes one JSON value on as it comes; returns the symbol after it when that was read (scalars)."""
     if first == '"':
         emit(first)
@@ -68,7 +74,7 @@ def _stream_value(first: str, emit: Callable[[str], None]) -> Generator[None, st
     stack = ["}" if first == "{" else "]"]
     emit(first)
     while stack:
-        symbol = yield
+        symbol = yield None
         emit(symbol)
         if symbol == '"':
             yield from _stream_string(emit)
@@ -81,12 +87,12 @@ def _stream_value(first: str, emit: Callable[[str], None]) -> Generator[None, st
     return None
 
 
-def _stream_string(emit: Callable[[str], None]) -> Generator[None, str, None]:
+def _stream_string(emit: Callable[[str], None]) -> Generator[Wanted, str, None]:
     """The rest of a JSON string; line breaks a model left bare in it are escaped."""
     while True:
-        symbol = yield
+        symbol = yield IN_STRING
         if symbol == "\\":
-            emit(symbol + (yield))
+            emit(symbol + (yield None))
             continue
         emit(symbol if symbol >= " " else json.dumps(symbol)[1:-1])
         if symbol == '"':
@@ -97,7 +103,7 @@ def _stream_scalar(first: str, emit: Callable[[str], None]) -> Symbols:
     """A number, true, false or null."""
     text = first
     while True:
-        symbol = yield
+        symbol = yield None
         if symbol in SPACE or symbol in ",}]":
             break
         text += symbol
@@ -126,7 +132,7 @@ class _JsonCall:
         self.kept = ""
         self.argued = False
 
-    def read(self) -> Generator[None, str, None]:
+    def read(self) -> Generator[Wanted, str, None]:
         symbol = yield from _skip_space()
         while symbol != "}":
             if symbol != '"':
@@ -235,7 +241,7 @@ def read_leading_json_calls(sink: Sink, closing: str | None = None) -> Reader:
         return (yield from _delegate(reader, symbol))
     fence = symbol
     while not fence.endswith("\n"):
-        fence += yield
+        fence += yield None
         if len(fence) > 16:
             raise NotACall
     if fence.strip() not in ("```", "```json", "```tool_code", "```tool_call"):
@@ -244,16 +250,16 @@ def read_leading_json_calls(sink: Sink, closing: str | None = None) -> Reader:
     for expected in "```":
         if symbol_after != expected:
             raise NotACall
-        symbol_after = yield
+        symbol_after = yield None
     return symbol_after
 
 
 def _delegate(reader: Reader, first: str) -> Reader:
     """Runs a started reader whose first symbol was read already."""
     try:
-        reader.send(first)
+        wanted = reader.send(first)
         while True:
-            reader.send((yield))
+            wanted = reader.send((yield wanted))
     except StopIteration as end:
         result: str | None = end.value
         return result
@@ -271,7 +277,7 @@ def read_named_json_calls(sink: Sink, closing: str | None = None) -> Reader:
         if len(symbol) > 1 or len(name) > 256:
             raise NotACall
         name += symbol
-        symbol = yield
+        symbol = yield None
     sink.name(name.strip())
     if symbol == "[ARGS]":
         symbol = yield from _skip_space()
@@ -297,7 +303,7 @@ class BraceCalls:
             if (yield from _skip_space() if expected == "c" else _next()) != expected:
                 raise NotACall
         name = ""
-        while (symbol := (yield)) != "{":
+        while (symbol := (yield None)) != "{":
             name += symbol
             if len(symbol) > 1 or len(name) > 256:
                 raise NotACall
@@ -307,7 +313,7 @@ class BraceCalls:
         symbol = yield from _skip_space()
         return None if symbol == closing else symbol
 
-    def _object(self, emit: Callable[[str], None], depth: int) -> Generator[None, str, None]:
+    def _object(self, emit: Callable[[str], None], depth: int) -> Generator[Wanted, str, None]:
         emit("{")
         symbol = yield from _skip_space()
         first = True
@@ -324,7 +330,7 @@ class BraceCalls:
                 raise NotACall
         emit("}")
 
-    def _list(self, emit: Callable[[str], None], depth: int) -> Generator[None, str, None]:
+    def _list(self, emit: Callable[[str], None], depth: int) -> Generator[Wanted, str, None]:
         emit("[")
         symbol = yield from _skip_space()
         first = True
@@ -344,7 +350,7 @@ class BraceCalls:
         """A key up to its colon."""
         key = ""
         if symbol == self._quote:
-            while (symbol := (yield)) != self._quote:
+            while (symbol := (yield None)) != self._quote:
                 key += symbol
             symbol = yield from _skip_space()
         elif symbol == '"':
@@ -355,7 +361,7 @@ class BraceCalls:
                 if symbol in ("{", "}", "[", "]", ",") or len(symbol) > 1:
                     raise NotACall
                 key += symbol
-                symbol = yield
+                symbol = yield None
         if symbol != ":":
             raise NotACall
         return key.strip()
@@ -365,7 +371,7 @@ class BraceCalls:
             raise NotACall
         if symbol == self._quote:
             emit('"')
-            while (symbol := (yield)) != self._quote:
+            while (symbol := (yield ANY_TEXT)) != self._quote:
                 emit(json.dumps(symbol, ensure_ascii=False)[1:-1])
             emit('"')
             return None
@@ -386,13 +392,13 @@ class BraceCalls:
             if len(symbol) > 1:
                 raise NotACall
             word += symbol
-            symbol = yield
+            symbol = yield None
         emit(_bare_value(word.strip()))
         return symbol
 
 
 def _next() -> Symbols:
-    return (yield)
+    return (yield None)
 
 
 def _bare_value(word: str) -> str:

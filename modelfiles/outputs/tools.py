@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from modelfiles.outputs.call_readers import NotACall, Reader, Sink
+from modelfiles.outputs.call_readers import NotACall, Reader, Sink, Wanted
 from modelfiles.outputs.lexer import Lexeme
 from modelfiles.outputs.types import (
     Content,
@@ -44,6 +44,7 @@ class ToolSplitter:
         self._syntax = syntax
         self._functions = frozenset(functions)
         self._reader: Reader | None = None
+        self._wanted: Wanted = None
         self._raw = ""  # read by the reader and not yet certain to be a call
         self._calls = self._calls_before = 0
         self._in_call = False
@@ -109,21 +110,23 @@ class ToolSplitter:
                 self._start(self._syntax.leading, None)
         position = 0
         while self._reader is not None and position < len(text):
-            self._feed(text[position])
-            position += 1
+            run = self._wanted.match(text, position) if self._wanted else None
+            symbol = run[0] if run else text[position]
+            self._feed(symbol)
+            position += len(symbol)
         self._content(text[position:])
 
     def _start(self, reader: StartReader, closing: str | None) -> None:
         self._at_start = False
         self._calls_before = self._calls
         self._reader = reader(self, closing)
-        next(self._reader)
+        self._wanted = next(self._reader)
 
     def _feed(self, symbol: str) -> None:
         assert self._reader is not None
         self._raw += symbol
         try:
-            self._reader.send(symbol)
+            self._wanted = self._reader.send(symbol)
         except StopIteration as end:
             self._reader, self._raw = None, ""
             if end.value is not None:

@@ -113,8 +113,8 @@ def test_tools_calls_and_results() -> None:
 def test_tools_print_as_json_and_by_property() -> None:
     tools = (WEATHER,)
     assert render("{{ .Messages }}{{ .Tools }}", tools=tools) == (
-        '[][{"type":"function","function":{"name":"get_weather","description":"Weather at a place","parameters":'
-        '{"type":"object","required":["city"],"properties":{"city":{"type":"string","description":"Where"},'
+        '[][{"type":"function","function":{"name":"get_weather","description":"Weather at a place",'
+        '"parameters":{"type":"object","required":["city"],"properties":{"city":{"type":"string","description":"Where"},'
         '"days":{"type":"array","items":{"type":"integer"},"description":"Which days"},'
         '"unit":{"type":"string","enum":["C","F"]}}}}}]'
     )

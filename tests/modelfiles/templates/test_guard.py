@@ -130,10 +130,10 @@ EVERYWHERE = (
 )
 GO = TemplateSource(
     "go",
-    "{{ .System }}{{ range .Messages }}<start_of_turn>{{ .Role }} {{ .Content }}{{ .Thinking }}{{ .ToolName }}"
-    "{{ range .ToolCalls }}{{ .ID }}{{ .Function.Arguments }}{{ range $k, $v := .Function.Arguments }}{{ $v }}"
-    "{{ end }}{{ end }}<end_of_turn>{{ end }}{{ .Tools }}{{ json .Tools }}"
-    "{{ range .Tools }}{{ .Function.Description }}{{ end }}",
+    "{{ .System }}{{ range .Messages }}<start_of_turn>{{ .Role }} {{ .Content }}{{ .Thinking }}"
+    "{{ .ToolName }}{{ range .ToolCalls }}{{ .ID }}{{ .Function.Arguments }}"
+    "{{ range $k, $v := .Function.Arguments }}{{ $v }}{{ end }}{{ end }}<end_of_turn>{{ end }}"
+    "{{ .Tools }}{{ json .Tools }}{{ range .Tools }}{{ .Function.Description }}{{ end }}",
 )
 
 
