@@ -42,15 +42,17 @@ def from_json(data: bytes, special: SpecialTokens) -> SpanTokenizer:
     """The tokenizer a tokenizer.json describes. Raises `TokenizerError` for what the library refuses."""
     document = _parse(data)
     table = _table(document, special)
-    return SpanTokenizer(table, JsonEncoder(_closed(document, table.control)))
+    closed = _closed(document, table.control)
+    return SpanTokenizer(table, JsonEncoder(closed, None if _differs(closed, document.whole) else data))
 
 
 class JsonEncoder:
     """Encodes plain text with the library; where a space is put before the first word only, keeps to that."""
 
-    def __init__(self, document: dict[str, Any]) -> None:
+    def __init__(self, document: dict[str, Any], source: bytes | None = None) -> None:
+        """`source` is the text of the document where that is at hand: it saves writing 30 MB of JSON anew."""
         self._document = document
-        self._tokenizer = _load(document)
+        self._tokenizer = _load(document, source)
 
     @cached_property
     def _continuing(self) -> Any:
@@ -88,11 +90,12 @@ def _parse(data: bytes) -> _Document:
     return _Document(whole, texts, added)
 
 
-def _load(document: dict[str, Any]) -> Any:
+def _load(document: dict[str, Any], source: bytes | None = None) -> Any:
     import tokenizers
 
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document, ensure_ascii=False))
+        data = source if source is not None else json.dumps(document, ensure_ascii=False).encode()
+        tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:
         raise TokenizerError(f"the tokenizers library refuses tokenizer.json: {error}") from error
     tokenizer.encode_special_tokens = True
@@ -107,7 +110,11 @@ def _closed(document: _Document, control: frozenset[int]) -> dict[str, Any]:
         entry | {"special": True} if index in control else entry | {"special": False}
         for index, entry in document.added.items()
     ]
-    return document.whole | {"added_tokens": added, "post_processor": None, "model": _numbered(document)}
+    return document.whole | {"added_tokens": added, "model": _numbered(document)}
+
+
+def _differs(closed: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
+    return closed["model"] is not whole["model"] or closed["added_tokens"] != whole.get("added_tokens")
 
 
 def _numbered(document: _Document) -> dict[str, Any]:
