@@ -38,6 +38,7 @@ from engines.base import (
     Usage,
 )
 from engines.decoder import weights
+from engines.decoder.adapters import load_adapters
 from engines.decoder.cache import DTYPES
 from engines.decoder.config import DecoderConfig
 from engines.decoder.plan import DecodeGroup, PrefillChunk, SampleMode, StepPlan
@@ -117,6 +118,7 @@ class DecoderEngine:
         self._clock = clock
         self._active: dict[int, Active] = {}
         self._serials = itertools.count(1)
+        self._adapters: dict[str, int] = {}
         self._pending: Flight | None = None
         self._outputs: list[StepOutput] = []
         self._failures: list[tuple[int, EngineError]] = []
@@ -134,6 +136,10 @@ class DecoderEngine:
         )
         limits = request.limits
         self._config = loaded.config
+        params = loaded.params
+        if request.adapters:
+            device = jax.devices()[0]
+            params, self._adapters = load_adapters(loaded.config, params, request.adapters, device)
         self._grammars = GrammarCompiler(request.files, loaded.config.vocabulary_size)
         kv_type = request.kv_type or _natural_kv_type(loaded.stored_types)
         generates = not loaded.config.bidirectional
@@ -141,7 +147,8 @@ class DecoderEngine:
         stored = _stored_slots(request, loaded.config, kv_type) if rings_exist else 0
         self._programs = Programs(
             loaded.config,
-            loaded.params,
+            params,
+            adapters=bool(self._adapters),
             slots=limits.slots if generates else 1,
             context=limits.context,
             kv_type=DTYPES[kv_type],
@@ -176,6 +183,7 @@ class DecoderEngine:
 
     def submit(self, request: GenerateRequest, prepared: object | None) -> None:
         check_request(request, self._config)
+        adapter = self._adapter(request.adapter)
         matcher = prepared if isinstance(prepared, Matcher) else None
         self._scheduler.submit(
             request.request_id,
@@ -185,6 +193,7 @@ class DecoderEngine:
             priority=request.priority,
             mode=sample_mode(request),
             score=request.prompt_logprobs,
+            adapter=adapter,
         )
         seed = request.sampling.seed
         self._active[request.request_id] = Active(
@@ -197,6 +206,8 @@ class DecoderEngine:
         )
 
     def submit_embedding(self, request: EncodeRequest) -> None:
+        if request.adapter is not None:
+            raise InvalidRequest("adapters change generation only; embed without one")
         if not request.prompt_token_ids:
             raise InvalidRequest("nothing to embed: the input has no tokens")
         check_tokens(request.prompt_token_ids, self._config.vocabulary_size)
@@ -209,6 +220,15 @@ class DecoderEngine:
         if len(self._embeddings) >= MAX_EMBEDDINGS:
             raise EngineOverloaded(f"{MAX_EMBEDDINGS} inputs wait to be embedded already; try again later")
         self._embeddings.append(request)
+
+    def _adapter(self, name: str | None) -> int:
+        """The number of a loaded adapter, 0 for none."""
+        if name is None:
+            return 0
+        if name not in self._adapters:
+            loaded = ", ".join(sorted(self._adapters)) or "none"
+            raise InvalidRequest(f"no adapter {name} is loaded here; loaded: {loaded}")
+        return self._adapters[name]
 
     def classify(self, image: bytes) -> str:
         raise InvalidRequest("this model does not classify images")
@@ -299,7 +319,7 @@ class DecoderEngine:
         if active.started is None:
             active.started = self._clock()
         logits, hidden = self._programs.prefill(
-            chunk.token_ids, chunk.slot, chunk.start, chunk.bucket, chunk.samples
+            chunk.token_ids, chunk.slot, chunk.start, chunk.bucket, chunk.samples, chunk.adapter
         )
         end = chunk.start + len(chunk.token_ids)
         prompt = active.request.prompt_token_ids
@@ -314,7 +334,8 @@ class DecoderEngine:
     def _decode(self, flight: Flight, group: DecodeGroup) -> None:
         slots = tuple(row.slot for row in group.rows)
         positions = tuple(row.position for row in group.rows)
-        logits = self._programs.decode(slots, positions, group.bucket)
+        adapters = tuple(row.adapter for row in group.rows)
+        logits = self._programs.decode(slots, positions, adapters, group.bucket)
         ids = tuple(row.request_id for row in group.rows)
         after = tuple(position + 1 for position in positions)
         flight.groups.append(Group(ids, slots, after, group.mode, logits))
@@ -517,8 +538,6 @@ def check_request(request: GenerateRequest, config: DecoderConfig) -> None:
         raise InvalidRequest("max_tokens is negative; give 0 or more")
     if request.attachments:
         raise InvalidRequest("this model takes no images or sounds")
-    if request.adapter is not None:
-        raise InvalidRequest(f"no adapter {request.adapter} is loaded here")
     if request.top_logprobs > TOP_LOGPROBS:
         raise InvalidRequest(
             f"at most {TOP_LOGPROBS} log-probabilities per token, not {request.top_logprobs}"

@@ -30,7 +30,7 @@ class PrefillChunk:
     """Prompt tokens [start, start + len(token_ids)) of one sequence, padded to `bucket` on the device.
 
     `samples` says that this chunk ends the prompt and the first token is drawn from it. `score` asks for
-    the log-probabilities of the chunk's own tokens.
+    the log-probabilities of the chunk's own tokens. `adapter` numbers a LoRA adapter, 0 for none.
     """
 
     request_id: int
@@ -41,6 +41,7 @@ class PrefillChunk:
     samples: bool
     mode: SampleMode = "greedy"
     score: bool = False
+    adapter: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class DecodeRow:
     request_id: int
     slot: int
     position: int
+    adapter: int = 0
 
 
 @dataclass(frozen=True, slots=True)

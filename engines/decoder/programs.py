@@ -96,7 +96,9 @@ class Programs:
         context: int,
         kv_type: DTypeLike,
         stored: int = 0,
+        adapters: bool = False,
     ) -> None:
+        self._adapters = adapters
         self.config = config
         self.params = params
         self.trash = slots + stored
@@ -160,6 +162,12 @@ class Programs:
         for future in self._wanted.values():
             future.result()
 
+    def stop_compiling(self) -> None:
+        """Leaves out what is still to be compiled; returns when the threads have ended."""
+        with self._lock:
+            self._queue.clear()
+        self._pool.shutdown()
+
     def hurry(self, key: Key) -> None:
         """Moves a program to the front of what is still to be compiled."""
         with self._lock:
@@ -211,13 +219,14 @@ class Programs:
         config = self.config
 
         def prefill(params: Any, state: State, tokens: jax.Array, where: jax.Array) -> Any:
-            slot, start, length, wanted = where
+            slot, start, length, wanted, adapter = where
             steps = jnp.arange(size, dtype=jnp.int32)
             real = steps < length
             positions = jnp.where(real, start + steps, -1)
             rows = jnp.where(real, slot, state.history.shape[0] - 1)
             history = state.history.at[rows, jnp.maximum(positions, 0)].set(tokens)
-            batch = model.Batch(tokens[None], positions[None], slot[None])
+            chosen = adapter[None] if self._adapters else None
+            batch = model.Batch(tokens[None], positions[None], slot[None], chosen)
             hidden, cache = model.forward(config, params, state.cache, batch)
             last = lax.dynamic_index_in_dim(hidden[0], length - 1, keepdims=True)  # [1, D]
             logits = lax.cond(
@@ -228,20 +237,21 @@ class Programs:
             )
             return logits, hidden[0], State(cache, history)
 
-        return prefill, (self._abstract_params, self._abstract_state, _ints(size), _ints(4)), (1,)
+        return prefill, (self._abstract_params, self._abstract_state, _ints(size), _ints(5)), (1,)
 
     def _decode_program(self, rows: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
         config = self.config
 
         def decode(params: Any, state: State, where: jax.Array) -> Any:
-            slots, positions = where
+            slots, positions, adapters = where
             tokens = state.history[slots, jnp.maximum(positions, 0)]
-            batch = model.Batch(tokens[:, None], positions[:, None], slots)
+            chosen = adapters if self._adapters else None
+            batch = model.Batch(tokens[:, None], positions[:, None], slots, chosen)
             hidden, cache = model.forward(config, params, state.cache, batch)
             logits = model.logits(config, params, hidden[:, 0])
             return logits, State(cache, state.history)
 
-        return decode, (self._abstract_params, self._abstract_state, _ints(2, rows)), (1,)
+        return decode, (self._abstract_params, self._abstract_state, _ints(3, rows)), (1,)
 
     def _greedy_program(self, rows: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
         def greedy(logits: jax.Array, history: jax.Array, where: jax.Array) -> Any:
@@ -301,19 +311,23 @@ class Programs:
     # Running
 
     def prefill(
-        self, tokens: Sequence[int], slot: int, start: int, size: int, wanted: bool
+        self, tokens: Sequence[int], slot: int, start: int, size: int, wanted: bool, adapter: int = 0
     ) -> tuple[jax.Array, jax.Array]:
         """Computes a prompt chunk: logits [1, V] of its end if `wanted`, and hidden states [size, D]."""
         padded = np.zeros(size, np.int32)
         padded[: len(tokens)] = tokens
-        where = np.array([slot, start, len(tokens), wanted], np.int32)
+        where = np.array([slot, start, len(tokens), wanted, adapter], np.int32)
         run = self._get(("prefill", size))
         logits, hidden, self.state = run(self.params, self.state, padded, where)
         return logits, hidden
 
-    def decode(self, slots: Sequence[int], positions: Sequence[int], size: int) -> jax.Array:
+    def decode(
+        self, slots: Sequence[int], positions: Sequence[int], adapters: Sequence[int], size: int
+    ) -> jax.Array:
         """One token of each row forward: logits [size, V]. The tokens are those of the history."""
-        where = self._where(slots, positions, size, -1)
+        where = np.zeros((3, size), np.int32)
+        where[:2] = self._where(slots, positions, size, -1)
+        where[2, : len(adapters)] = adapters
         logits, self.state = self._get(("decode", size))(self.params, self.state, where)
         return logits
 

@@ -56,6 +56,7 @@ class Running:
     priority: int
     mode: SampleMode
     score: bool
+    adapter: int
     arrived: float
     order: int
     phase: Phase = Phase.WAITING
@@ -119,6 +120,7 @@ class Scheduler:
         priority: int = 0,
         mode: SampleMode = "greedy",
         score: bool = False,
+        adapter: int = 0,
     ) -> None:
         """Queues a request; raises `InvalidRequest` when it can never run, `EngineOverloaded` when full."""
         if not len(prompt):
@@ -140,6 +142,7 @@ class Scheduler:
                 priority=priority,
                 mode=mode,
                 score=score,
+                adapter=adapter,
                 arrived=self._clock(),
                 order=self._order,
             )
@@ -311,6 +314,7 @@ class Scheduler:
             samples=last and sequence.max_tokens > 0,
             mode=sequence.mode,
             score=sequence.score,
+            adapter=sequence.adapter,
         )
 
     def _decode_groups(self, sizes: tuple[int, ...]) -> Iterator[DecodeGroup]:
@@ -328,7 +332,7 @@ class Scheduler:
         sequence.phase = self._phase_after_sample(sequence)
         self.prefixes.touch_written(sequence.slot, position + 1)
         self._claim(sequence)
-        return DecodeRow(sequence.request_id, sequence.slot, position)
+        return DecodeRow(sequence.request_id, sequence.slot, position, sequence.adapter)
 
     def _phase_after_sample(self, sequence: Running) -> Phase:
         return Phase.DECODE if sequence.planned < sequence.max_tokens else Phase.DRAINING

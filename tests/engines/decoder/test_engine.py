@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from engines.base import (
+    AdapterFiles,
     EncodeRequest,
     GenerateRequest,
     Grammar,
@@ -339,6 +340,34 @@ def test_impossible_requests_are_refused_with_the_limit(
     with pytest.raises(InvalidRequest, match=words):
         engine.submit(ask(**wrong), None)
     assert engine.wait_seconds() is None
+
+
+def test_an_adapter_changes_its_own_requests_only(
+    stories_folder: list[ModelFile], to_safetensors: Any, tmp_path: Path
+) -> None:
+    chooser = np.random.default_rng(1)
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_"
+    tensors = {
+        f"{name}A.weight": chooser.standard_normal((4, 64)).astype(np.float32),
+        f"{name}B.weight": chooser.standard_normal((172, 4)).astype(np.float32),
+    }
+    (tmp_path / "adapter_model.safetensors").write_bytes(to_safetensors(tensors))
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    files = tuple(
+        ModelFile("adapter", path.name, str(path), "sha256:" + "0" * 64, path.stat().st_size)
+        for path in sorted(tmp_path.iterdir())
+    )
+    engine = DecoderEngine()
+    load = LoadRequest(tuple(stories_folder), Limits(2, 64), adapters=(AdapterFiles("storyteller", files),))
+    engine.load(load, lambda progress: None)
+    plain = one(engine, max_tokens=20)
+    outputs = run(engine, [ask(1, max_tokens=20), ask(2, max_tokens=20, adapter="storyteller")])
+    assert outputs[1].token_ids == plain.token_ids != outputs[2].token_ids
+    again = one(engine, max_tokens=20, adapter="storyteller")
+    assert again.token_ids == outputs[2].token_ids
+    with pytest.raises(InvalidRequest, match="loaded: storyteller"):
+        engine.submit(ask(adapter="other"), None)
+    engine._programs.stop_compiling()
 
 
 def test_sizes_of_programs_stay_few() -> None:
