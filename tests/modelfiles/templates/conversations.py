@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from modelfiles.messages import Message, TextPart, ToolCall, ToolSpec
 
 WEATHER = ToolSpec(
@@ -116,3 +119,32 @@ REASONING = {
     ),
 }
 TOOLS = (WEATHER, NESTED, NO_ARGUMENTS)
+CONVERSATIONS = {**PLAIN, **WITH_SYSTEM, **ONE_CALL, **TWO_CALLS, **REASONING}
+
+
+def as_variables(messages: tuple[Message, ...], tools: tuple[ToolSpec, ...]) -> dict[str, Any]:
+    """`messages` and `tools` as Hugging Face passes them to a template, written out independently of ours."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        turn: dict[str, Any] = {"role": message.role, "content": message.text}
+        if message.thinking:
+            turn["reasoning_content"] = message.thinking
+        if message.tool_calls:
+            turn["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+                }
+                for call in message.tool_calls
+            ]
+        if message.role == "tool":
+            turn |= {"tool_call_id": message.tool_call_id, "name": message.name}
+        turns.append(turn)
+    functions = [
+        {"name": tool.name, "description": tool.description, "parameters": tool.parameters} for tool in tools
+    ]
+    return {
+        "messages": turns,
+        "tools": [{"type": "function", "function": function} for function in functions] or None,
+    }

@@ -27,10 +27,9 @@ from modelfiles.templates.chat import (
     check_template,
     render_chat,
 )
-from tests.modelfiles.templates.conversations import ONE_CALL, PLAIN, REASONING, TOOLS, TWO_CALLS, WITH_SYSTEM
+from tests.modelfiles.templates.conversations import CONVERSATIONS, PLAIN, REASONING, TOOLS
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "templates"
-CONVERSATIONS = {**PLAIN, **WITH_SYSTEM, **ONE_CALL, **TWO_CALLS, **REASONING}
 GOLDEN_CONVERSATIONS = (
     "spaces",
     "two turns",
