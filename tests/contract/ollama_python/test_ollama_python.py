@@ -17,6 +17,7 @@ from tests.contract.ollama_support import (
     thinking_then_tool_call,
     write_stories,
 )
+from tests.registry.fakehub import FakeHub
 
 MODEL = "scripted"
 HI = [{"role": "user", "content": "hi"}]
@@ -148,6 +149,31 @@ def test_a_model_from_a_file_to_its_end(client: ollama.Client, server: Server, s
         assert client.delete(name).status == "success"
     with pytest.raises(ollama.ResponseError, match="not found"):
         client.delete("tale")
+
+
+def test_push_to_a_registry_and_pull_back(client: ollama.Client, server: Server, shared_data: Path) -> None:
+    with FakeHub() as hub:
+        name = f"{hub.netloc}/me/tale:v1"
+        digest = client.create_blob(write_stories(shared_data, server.folder))
+        client.create(name, files={"stories.gguf": digest}, system="Be brief.")
+        before = {model.model: model.digest for model in client.list().models}[name]
+        pushed = [line.status or "" for line in client.push(name, insecure=True, stream=True)]
+        assert pushed[0] == "retrieving manifest"
+        assert pushed[-2:] == ["pushing manifest", "success"]
+        client.delete(name)
+        lines = list(client.pull(name, insecure=True, stream=True))
+        assert lines[0].status == "pulling manifest"
+        assert lines[-1].status == "success"
+        assert any(line.digest and line.total and line.completed == line.total for line in lines)
+        assert {model.model: model.digest for model in client.list().models}[name] == before
+        assert client.show(name).modelfile
+        with pytest.raises(ollama.ResponseError):
+            client.pull(f"{hub.netloc}/me/ghost", insecure=True)
+        client.delete(name)
+
+
+def test_a_model_that_ships_with_us_needs_no_registry(client: ollama.Client) -> None:
+    assert client.pull(MODEL).status == "success"
 
 
 async def _chat(url: str) -> str:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,6 +17,7 @@ from gateway.cli.conversation import Conversation, unquoted
 from gateway.cli.repl import converse, read_message
 from gateway.cli.run import Setup
 from gateway.client import Client
+from tests.gateway.cli.terminal import terminal
 from tests.gateway.live import LiveServer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -168,22 +166,9 @@ def test_quotes_come_off() -> None:
 @pytest.mark.slow
 def test_a_real_terminal(server: LiveServer, tmp_path: Path) -> None:
     """Types into a pseudo-terminal as a person would and reads the screen."""
-    main, other = pty.openpty()
-    environment = {
-        **os.environ,
-        "GEMMULE_HOST": server.url,
-        "HOME": str(tmp_path),
-        "TERM": "xterm",
-        "COLUMNS": "80",
-        "LINES": "24",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gateway.cli.main", "run", "scripted"],
-        stdin=other, stdout=other, stderr=other, cwd=ROOT, env=environment, start_new_session=True,
-    )  # fmt: skip
-    os.close(other)
-    try:
-        screen = Screen(main)
+    environment = {"GEMMULE_HOST": server.url, "HOME": str(tmp_path), "TERM": "xterm"}
+    command = [sys.executable, "-m", "gateway.cli.main", "run", "scripted"]
+    with terminal(command, {**os.environ, **environment}, ROOT) as screen:
         screen.wait_for(">>> ")
         screen.type("/show parameters\r")
         screen.wait_for("temperature")
@@ -193,34 +178,7 @@ def test_a_real_terminal(server: LiveServer, tmp_path: Path) -> None:
         screen.type("\x03")
         screen.wait_for("/bye to exit")
         screen.type("/bye\r")
-        assert process.wait(10) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(main)
+        assert screen.exit_code() == 0
     history = (tmp_path / ".gemmule" / "history").read_text()
     assert "+a word" in history
     assert (tmp_path / ".gemmule" / "history").stat().st_mode & 0o077 == 0
-
-
-class Screen:
-    """The other end of a pseudo-terminal."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._seen = ""
-
-    def type(self, text: str) -> None:
-        os.write(self._descriptor, text.encode())
-
-    def wait_for(self, text: str, seconds: float = 20) -> None:
-        """Reads until `text` was shown; what came before it is done with."""
-        deadline = time.monotonic() + seconds
-        while text not in self._seen:
-            ready, _, _ = select.select([self._descriptor], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"{text!r} never came; the screen shows {self._seen!r}"
-            data = os.read(self._descriptor, 4096).decode("utf-8", "replace")
-            if "\x1b[6n" in data:  # prompt_toolkit asks where the cursor is
-                self.type("\x1b[1;1R")
-            self._seen += data
-        self._seen = self._seen.partition(text)[2]
