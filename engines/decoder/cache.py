@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from engines.decoder import ops
 from engines.decoder.config import DecoderConfig, LayerConfig
 from engines.decoder.params import PREFILL_CHUNK, layer_length
 
@@ -80,12 +81,24 @@ def longest_chunk(layer: LayerConfig, cache: LayerCache) -> int:
 
 
 def write(
-    cache: LayerCache, keys: jax.Array, values: jax.Array, slots: jax.Array, positions: jax.Array
+    cache: LayerCache,
+    keys: jax.Array,
+    values: jax.Array,
+    slots: jax.Array,
+    positions: jax.Array,
+    platform: str = "",
 ) -> LayerCache:
     """Stores keys and values [B, T, kv_heads, head_dim] of `positions` [B, T] (-1: padding) in `slots` [B].
 
-    One scatter per array, so that a donated cache is updated in place.
+    By the platform's kernel where there is one (padding is then not written at all), else one scatter per
+    array; either way a donated cache is updated in place.
     """
+    kernel = ops.lookup("write", cache.keys.dtype.name, platform)
+    if kernel is not None and cache.key_scales is None:
+        written = [
+            kernel(old, new, slots, positions) for old, new in ((cache.keys, keys), (cache.values, values))
+        ]
+        return LayerCache(written[0], written[1], wraps=cache.wraps)
     real = positions >= 0
     rows = jnp.where(real, slots[:, None], cache.trash_slot)  # [B, T]
     cells = jnp.where(real, positions, 0) % cache.length  # [B, T]

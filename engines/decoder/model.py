@@ -223,7 +223,8 @@ def _attention(
         stored = cache[source]
         assert stored is not None
         if layer.kv_source is None:
-            stored = cache[index] = write(stored, *batch_keys[index], step.slots, step.positions)
+            new = batch_keys[index]
+            stored = cache[index] = write(stored, *new, step.slots, step.positions, platform_of(weights))
         attended = attend_cache(
             query,
             stored,

@@ -8,8 +8,10 @@ Operations and their contracts (M rows of input, N outputs, K inputs):
     pack     (rows uint8 numpy [N, row bytes], (N, K)) -> numpy array or tuple of arrays; once, at load
     matmul   (x float32 [M, K], packed, (N, K)) -> float32 [M, N]; traced into programs
     rows     (packed, (N, K), ids int32 [M]) -> float32 [M, K]; embedding look-up from packed blocks
+    write    (cache [slots+1, kv_heads, length, head_dim], fresh float32 [B, T, kv_heads, head_dim], slots
+              int32 [B], positions int32 [B, T]) -> the cache, updated in place where it is donated
     attention (query float32 [B, T, heads, head_dim], keys, values [slots+1, kv_heads, length, head_dim],
-              slots int32 [B], positions int32 [B, T], *, scale, softcap, window, ring) -> like query
+              slots int32 [B], positions int32 [B, T], *, scale, softcap, window) -> like query
 
 `pack` and `rows` are optional: without `pack` the kernel gets the file's own rows, without `rows` the
 table keeps the file's layout and is unpacked by XLA.
