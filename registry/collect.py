@@ -48,7 +48,7 @@ def _marked(store: Store) -> set[str] | str:
     """Every digest in use, or why that cannot be known."""
     if store.shared:
         return "this folder was begun by another program"
-    marks = leased(store.root / "leases", store.disk)
+    marks = leased(store.root / "leases", store.disk) | store.intents.digests()
     for entry in store.own.entries():
         if isinstance(entry, Problem):
             return f"{entry.path} {entry.message}"

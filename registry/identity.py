@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -54,9 +55,14 @@ def _write_new(path: Path, disk: Disk) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
     disk.make_folder(path.parent)
-    descriptor = disk.create(path)
+    staged = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    descriptor = disk.create(staged)
     try:
         disk.write(descriptor, data)
         disk.sync(descriptor)
+        if not disk.link(staged, path):  # unlike a rename, a link never replaces the key of another process
+            disk.rename(staged, path)
     finally:
+        disk.unlink(staged)
         os.close(descriptor)
+    disk.sync_folder(path.parent)

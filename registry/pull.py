@@ -153,6 +153,8 @@ class Puller:
         yield Progress("pulling manifest")
         listing = await self._resolve(parsed)
         with await in_thread(self._store.lease_empty) as lease:
+            wanted = [file.remote.sha256 for file in listing.files if file.remote.sha256]
+            await in_thread(self._store.intents.note, target, wanted)
             board = _Board()
             fetching = asyncio.create_task(self._fetch_all(listing, lease, board))
             try:
@@ -174,6 +176,7 @@ class Puller:
                 removed = await self._write_made(target, listing, blobs, lease)
             if removed:
                 yield Progress("removing unused layers")
+            await in_thread(self._store.intents.forget, target)
         yield Progress("success")
 
     async def _fetch_all(self, listing: Listing, lease: Lease, board: _Board) -> list[Blob]:

@@ -24,6 +24,7 @@ from registry.errors import (
     RegistryError,
     StoreUnwritable,
 )
+from registry.intents import Intents
 from registry.locks import Lease, StoreLock
 from registry.manifest import Layer, Manifest
 from registry.manifests import Entry, ManifestFolder, Problem
@@ -64,6 +65,7 @@ class Store:
         self.lock = StoreLock(root / "lock")
         self.blobs = BlobStore(root, disk, self.lock, extra_roots, writable)
         self.own = ManifestFolder(root, disk)
+        self.intents = Intents(self.blobs)
         self._extra = [ManifestFolder(folder, disk) for folder in extra_roots]
         self._problems: tuple[Problem, ...] = ()
 
@@ -263,11 +265,12 @@ class Store:
         return examine(self, repair)
 
     def prune(self) -> CollectReport:
-        """`collect_garbage`, and the partial downloads that nothing is busy with."""
+        """`collect_garbage`, and gives up unfinished pulls: what they left is removed, but for downloads
+        that a process is busy with now."""
         self._require_writable()
         with self.lock.exclusive():
-            report = collect(self)
-            return prune_partials(self, report)
+            self.intents.forget_all()
+            return prune_partials(self, collect(self))
 
     def _require_writable(self) -> None:
         if not self.writable:

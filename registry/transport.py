@@ -29,13 +29,13 @@ from registry.errors import AddressRefused, NotFound, SourceError, Unauthorized,
 
 METADATA_LIMIT = 16 << 20
 REDIRECT_LIMIT = 10
+ADDRESSES_TRIED = 4
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _EMBEDDED_IPV4 = [ipaddress.ip_network(text) for text in ("64:ff9b::/96", "2002::/16", "2001::/32", "::/96")]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Content = bytes | AsyncIterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ class Transport:
         *,
         headers: Mapping[str, str] | None = None,
         credentials: Mapping[str, str] | None = None,
-        content: Content | None = None,
+        content: bytes | None = None,
         follow: bool = True,
     ) -> AsyncIterator[Reply]:
         """Sends one request and gives the reply, redirects followed by rule unless `follow` is off.
@@ -196,12 +196,12 @@ class Transport:
         home = origin_of(url)
         trusted: bool | None = None
         for _ in range(REDIRECT_LIMIT + 1):
-            address, private = await self._checked_address(url, trusted)
+            addresses, private = await self._checked_addresses(url, trusted)
             trusted = private if trusted is None else trusted and private
             sent = dict(headers or {})
             if origin_of(url) == home:
                 sent |= credentials or {}
-            response = await self._send(method, url, address, sent, content)
+            response = await self._send_to_any(method, url, addresses, sent, content)
             try:
                 target = response.headers.get("location")
                 if not follow or response.status_code not in REDIRECTS or not target:
@@ -214,8 +214,25 @@ class Transport:
                 method, content = ("HEAD" if method == "HEAD" else "GET"), None  # as every browser does
         raise SourceError(f"{home} redirects more than {REDIRECT_LIMIT} times")
 
+    async def _send_to_any(
+        self,
+        method: str,
+        url: str,
+        addresses: Sequence[str | None],
+        headers: dict[str, str],
+        content: bytes | None,
+    ) -> httpx2.Response:
+        """Sends to the first address that accepts a connection: many hosts have one that is not reachable."""
+        try:
+            for address in addresses[:-1]:
+                with contextlib.suppress(httpx2.ConnectError, httpx2.ConnectTimeout):
+                    return await self._send(method, url, address, headers, content)
+            return await self._send(method, url, addresses[-1], headers, content)
+        except httpx2.TransportError as error:
+            raise _unavailable(url, error) from error
+
     async def _send(
-        self, method: str, url: str, address: str | None, headers: dict[str, str], content: Content | None
+        self, method: str, url: str, address: str | None, headers: dict[str, str], content: bytes | None
     ) -> httpx2.Response:
         parts = urlsplit(url)
         client = self._client(url)
@@ -229,10 +246,7 @@ class Transport:
         request = client.build_request(
             method, target, headers=headers, content=content, extensions=extensions
         )
-        try:
-            return await client.send(request, stream=True)
-        except httpx2.TransportError as error:
-            raise _unavailable(url, error) from error
+        return await client.send(request, stream=True)
 
     def _client(self, url: str) -> httpx2.AsyncClient:
         """One pool for each origin: connections to one address are never shared between two hosts."""
@@ -258,8 +272,8 @@ class Transport:
             self._tls = _tls_context(self.settings.environment)
         return self._tls
 
-    async def _checked_address(self, url: str, trusted: bool | None) -> tuple[str | None, bool]:
-        """The address to connect to (None: the proxy resolves) and whether it is a private one.
+    async def _checked_addresses(self, url: str, trusted: bool | None) -> tuple[Sequence[str | None], bool]:
+        """The addresses to connect to (None: the proxy resolves) and whether one is private.
 
         `trusted` is None for the address that was typed, then whether all so far were private.
         """
@@ -273,11 +287,11 @@ class Transport:
         if proxy_for(url, self.settings.environment):
             private = literal is not None and self._is_private(literal)
             self._allow(host, [literal] if literal else [], private, trusted)
-            return None, private
+            return [None], private
         addresses = [literal] if literal else await _resolve(host, parts.port or 443)
         private = any(self._is_private(address) for address in addresses)
         self._allow(host, addresses, private, trusted)
-        return str(addresses[0]), private
+        return [str(address) for address in addresses[:ADDRESSES_TRIED]], private
 
     def _allow(self, host: str, addresses: Sequence[Address], private: bool, trusted: bool | None) -> None:
         if not private:

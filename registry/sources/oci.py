@@ -23,7 +23,7 @@ from registry.manifest import MANIFEST_LIMIT, MANIFEST_TYPE, OCI_MANIFEST_TYPE, 
 from registry.name import ModelName
 from registry.reference import Reference
 from registry.sources.base import Listing, SourceFile
-from registry.transport import Content, Reply, Transport, origin_of
+from registry.transport import Reply, Transport, origin_of
 
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _LOOPBACK = re.compile(r"(localhost|127\.\d+\.\d+\.\d+)(:\d+)?")
@@ -98,7 +98,7 @@ class RegistrySession:
         method: str,
         path: str,
         headers: Mapping[str, str] | None = None,
-        content: Content | None = None,
+        content: bytes | None = None,
         limit: int = MANIFEST_LIMIT,
     ) -> tuple[Reply, bytes]:
         """One request below the repository (or to a whole address); asks for a token once when told to."""
@@ -110,7 +110,7 @@ class RegistrySession:
             async with self.transport.request(
                 method, url, headers=headers, credentials=credentials, content=content
             ) as reply:
-                if reply.status == 401 and attempt == 1 and (content is None or isinstance(content, bytes)):
+                if reply.status == 401 and attempt == 1:
                     await self.authorize(reply)
                     continue
                 return reply, b"" if method == "HEAD" else await reply.read(limit)

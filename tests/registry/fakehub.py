@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -70,8 +71,9 @@ class Answer:
 class FakeHub:
     """Start with `with FakeHub() as hub`; fill `oci`, `repos` and `kaggle`; read `requests` afterwards."""
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self.host = host
+        self._tls = tls
         self.port = 0
         self.requests: list[Request] = []
         self.faults: dict[str, list[Fault]] = {}
@@ -99,7 +101,7 @@ class FakeHub:
     def __enter__(self) -> Self:
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._serve, self.host, 0, limit=1 << 20), self._loop
+            asyncio.start_server(self._serve, self.host, 0, limit=1 << 20, ssl=self._tls), self._loop
         ).result()
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -127,7 +129,7 @@ class FakeHub:
     @property
     def url(self) -> str:
         """`http://host:port`."""
-        return f"http://{self.netloc}"
+        return f"{'https' if self._tls else 'http'}://{self.netloc}"
 
     # content
 

@@ -77,9 +77,9 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "zip dots": lambda: zip_of("../x", b""),
     "zip link": lambda: zip_of("x", b"/etc/passwd", 0o120777),
     "zip device": lambda: zip_of("x", b"", 0o020666),
-    "gzip bomb": lambda: gzip.compress(tar_of(("a", tarfile.REGTYPE, bytes(64 << 20), ""))),
-    "zip bomb": lambda: zip_of("a", bytes(64 << 20)),
-    "header bomb": lambda: gzip.compress(tar_of(("x" * (40 << 20), tarfile.REGTYPE, b"", ""))),
+    "gzip bomb": lambda: gzip.compress(tar_of(("a", tarfile.REGTYPE, bytes(40 << 20), ""))),
+    "zip bomb": lambda: zip_of("a", bytes(40 << 20)),
+    "header bomb": lambda: gzip.compress(tar_of(("x" * (8 << 20), tarfile.REGTYPE, b"", ""))),
 }
 
 

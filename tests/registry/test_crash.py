@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ from tests.registry.fakehub import FakeHub
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERRUPTIBLE = [name for name in OPERATIONS if name != "pull"]
+
+
+@pytest.fixture
+def quick() -> Iterator[Path]:
+    """A folder in memory, where there is one."""
+    with tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
+        yield Path(folder)
 
 
 @pytest.mark.slow
@@ -52,19 +60,18 @@ def test_after_a_power_cut_the_store_is_old_or_new() -> None:
 
 
 @pytest.mark.parametrize("forget", ["sync", "sync_folder"])
-def test_the_replay_finds_a_forgotten_fsync(forget: str) -> None:
-    with tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
-        assert replay("create over", "", Path(folder) / "store", limit=60, forget=forget)[1]
+def test_the_replay_finds_a_forgotten_fsync(quick: Path, forget: str) -> None:
+    assert replay("create over", "", quick / "store", limit=60, forget=forget)[1]
 
 
 @pytest.mark.parametrize("onwards", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("name", ["create over", "copy new", "copy over", "import", "upload"])
-def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path, name: str, onwards: bool) -> None:
+def test_a_full_disk_is_told_and_nothing_is_lost(quick: Path, name: str, onwards: bool) -> None:
     operation = OPERATIONS[name]
-    world = World(tmp_path / "models", tmp_path / "files")
+    world = World(quick / "models", quick / "files")
     operation.prepare(world, Disk())
     old = examine(world.root)
-    finished = World(tmp_path / "finished", tmp_path / "files")
+    finished = World(quick / "finished", quick / "files")
     operation.prepare(finished, Disk())
     operation.act(finished, Disk())
     new = examine(finished.root)
@@ -87,19 +94,19 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path, name: str, onwa
 
 
 @pytest.mark.parametrize("name", ["create over", "upload", "copy new"])
-def test_a_failed_fsync_is_never_a_success(tmp_path: Path, name: str) -> None:
+def test_a_failed_fsync_is_never_a_success(quick: Path, name: str) -> None:
     operation = OPERATIONS[name]
-    world = World(tmp_path / "models", tmp_path / "files")
+    world = World(quick / "models", quick / "files")
     operation.prepare(world, Disk())
     counting = CountingDisk()
-    operation.act(World(tmp_path / "models", tmp_path / "files"), counting)
+    operation.act(World(quick / "models", quick / "files"), counting)
 
     class SyncFails(FailingDisk):
         def step(self, step: str) -> None:
             if step.startswith("sync"):
                 super().step(step)
 
-    fresh = World(tmp_path / "again", tmp_path / "files")
+    fresh = World(quick / "again", quick / "files")
     operation.prepare(fresh, Disk())
     syncs = sum(step.startswith("sync") for step in counting.names)
     assert syncs
@@ -222,7 +229,7 @@ def test_threads_see_what_a_dictionary_would_show(store: Store) -> None:
     for reader in readers:
         reader.start()
     try:
-        for _ in range(80):
+        for _ in range(40):
             name, other = f"m{chance.randrange(5)}", f"M{chance.randrange(5)}"
             act = chance.choice(["add", "copy", "delete"])
             if act == "add":

@@ -669,3 +669,40 @@ def test_references_and_the_names_they_give() -> None:
         ("oci", "h.example/a/b:c"), ("oci", "h.example/a/b:latest"),
     ]  # fmt: skip
     assert parsed["http://h.example/a/b:c"].insecure
+
+
+def test_a_collection_between_two_tries_spares_what_was_finished(store: Store, hub: FakeHub) -> None:
+    first, second = gguf_bytes(1, MIB), BIG
+    name = hub.add_oci("me/fox", [("model", first), ("projector", second)])
+    digests = [hashlib.sha256(data).hexdigest() for data in (first, second)]
+    hub.always[digests[1]] = Fault(hang_at=MIB // 2)
+
+    async def interrupted() -> None:
+        async with puller(store, hub, stall_timeout=30) as made, aclosing(made.pull(name)) as lines:
+            async for line in lines:
+                if line.digest == f"sha256:{digests[1]}" and (line.completed or 0) > MIB:
+                    return
+
+    asyncio.run(interrupted())
+    store.collect_garbage()
+    hub.always.clear()
+    before = hub.sent(digests[0])
+    pull(store, hub, name)
+    assert hub.sent(digests[0]) == before
+    assert not list(store.blobs.staging.iterdir())
+    clean(store)
+
+
+def test_prune_gives_unfinished_pulls_up(store: Store, hub: FakeHub) -> None:
+    name = hub.add_oci("me/big", [("model", BIG)])
+    hub.always[hashlib.sha256(BIG).hexdigest()] = Fault(hang_at=MIB)
+
+    async def interrupted() -> None:
+        async with puller(store, hub, stall_timeout=30) as made:
+            await cancel_at(made, name, 0.2)
+
+    asyncio.run(interrupted())
+    report = store.prune()
+    assert report.leftovers >= 1
+    assert not list(store.blobs.staging.iterdir())
+    assert not list(store.blobs.digests())

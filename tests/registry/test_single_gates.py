@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,19 +17,31 @@ CHANGES = {
 """Names of calls on `os`, `shutil` or a path that change the file system."""
 
 
-def functions() -> Iterator[tuple[str, ast.AST]]:
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """Every file of the package, parsed."""
+    found = {
+        path.relative_to(REGISTRY).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(REGISTRY.rglob("*.py"))
+    }
+    assert len(found) > 20
+    return found
+
+
+@functools.cache
+def functions() -> list[tuple[str, ast.AST]]:
     """Every function of the package as `file.py:name`."""
-    paths = sorted(REGISTRY.rglob("*.py"))
-    assert len(paths) > 20
-    for path in paths:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield f"{path.relative_to(REGISTRY).as_posix()}:{node.name}", node
+    return [
+        (f"{path}:{node.name}", node)
+        for path, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
-def imports_of(path: Path) -> set[str]:
+def imports_of(tree: ast.Module) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -37,12 +50,12 @@ def imports_of(path: Path) -> set[str]:
 
 
 def importers(*modules: str) -> set[str]:
+    """The files that import one of these, or something inside it."""
     return {
-        path.relative_to(REGISTRY).as_posix()
-        for path in REGISTRY.rglob("*.py")
-        if any(
-            name == module or name.startswith(f"{module}.") for name in imports_of(path) for module in modules
-        )
+        path
+        for path, tree in trees().items()
+        for name in imports_of(tree)
+        if any(name == module or name.startswith(f"{module}.") for module in modules)
     }
 
 
