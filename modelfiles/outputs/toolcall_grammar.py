@@ -60,12 +60,6 @@ _FORMS: Mapping[str, _JsonForm | _BraceForm] = {
     "gemma4": _BraceForm("<|tool_call>", "<tool_call|>", '<|"|>'),
     "functiongemma": _BraceForm("<start_function_call>", "<end_function_call>", "<escape>"),
 }
-_CONTROL_MARKERS = frozenset(
-    marker
-    for form in _FORMS.values()
-    if isinstance(form, _BraceForm)
-    for marker in (form.opening, form.closing, form.quote)
-)
 
 
 def tool_grammar(
@@ -80,7 +74,8 @@ def tool_grammar(
 
     `names` limits the functions (none: all of `tools`); with `required` the reply is one call, or several
     with `parallel`; without it, it may be text instead. `token_ids` are the vocabulary's special strings:
-    markers among them are asked for by id. Raises `NoSuchFunction`, and KeyError for an unknown convention.
+    markers among them are asked for by id, others as text. Raises `NoSuchFunction`, and
+    KeyError for an unknown convention.
     """
     chosen = _choose(tools, names)
     form = _FORMS[convention]
@@ -109,14 +104,10 @@ class _Writer:
     """Writes markers and texts as grammar symbols."""
 
     def __init__(self, token_ids: Mapping[str, int] | None) -> None:
-        self._ids = token_ids
+        self._ids = token_ids or {}
 
     def __call__(self, text: str) -> str:
-        if self._ids is not None and text in self._ids:
-            return f"<[{self._ids[text]}]>"
-        if self._ids is None and text in _CONTROL_MARKERS:
-            return text
-        return literal(text)
+        return f"<[{self._ids[text]}]>" if text in self._ids else literal(text)
 
 
 def literal(text: str) -> str:

@@ -128,7 +128,7 @@ def as_variables(messages: tuple[Message, ...], tools: tuple[ToolSpec, ...]) -> 
     for message in messages:
         turn: dict[str, Any] = {"role": message.role, "content": message.text}
         if message.thinking:
-            turn["reasoning_content"] = message.thinking
+            turn |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), message.thinking)
         if message.tool_calls:
             turn["tool_calls"] = [
                 {
