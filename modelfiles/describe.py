@@ -6,6 +6,7 @@ template can do (that is `capabilities`). Called at create, pull and show.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -178,9 +179,10 @@ def _is_shown(key: str, value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return list(value) if isinstance(value, StringArray) else value
+    """A metadata value as JSON has it: infinities and NaN, which it has not, become None."""
+    if isinstance(value, (np.ndarray, StringArray)):
+        return [_plain(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _whole(value: Any) -> int:

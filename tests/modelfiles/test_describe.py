@@ -26,6 +26,9 @@ GGUF_METADATA: dict[str, Any] = {
     "tokenizer.chat_template": "{{ messages }}",
     "general.sampling.temp": 0.5,
     "short": [1, 2, 3],
+    "names": ["a", "é"],
+    "infinite": float("inf"),
+    "finite": [0.5, float("nan")],
 }
 
 
@@ -72,11 +75,12 @@ def test_gguf(tmp_path: Path) -> None:
     assert described.skipped_tensors == ("v.patch_embd.weight",)
     assert described.generation_defaults == {"temperature": 0.5}
     info = described.model_info
-    assert info["short"] == [1, 2, 3]
+    assert (info["short"], info["names"]) == ([1, 2, 3], ["a", "é"])
+    assert (info["infinite"], info["finite"]) == (None, [0.5, None])
     assert info["general.parameter_count"] == described.parameter_count
     assert "tokenizer.ggml.tokens" not in info
     assert "tokenizer.chat_template" not in info
-    json.dumps(info)
+    json.dumps(info, allow_nan=False)
 
 
 def test_gguf_without_file_type_goes_by_the_most_elements(tmp_path: Path) -> None:
