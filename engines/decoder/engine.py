@@ -11,7 +11,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,10 +112,15 @@ class Flight:
 
 
 class DecoderEngine:
-    """Serves one decoder model."""
+    """Serves one decoder model. `compiler_options` are XLA's, for every program."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        compiler_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self._clock = clock
+        self._compiler_options = compiler_options
         self._active: dict[int, Active] = {}
         self._serials = itertools.count(1)
         self._adapters: dict[str, int] = {}
@@ -153,6 +158,7 @@ class DecoderEngine:
             context=limits.context,
             kv_type=DTYPES[kv_type],
             stored=stored,
+            compiler_options=self._compiler_options,
         )
         self._scheduler = Scheduler(
             slots=limits.slots,

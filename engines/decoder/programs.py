@@ -97,8 +97,10 @@ class Programs:
         kv_type: DTypeLike,
         stored: int = 0,
         adapters: bool = False,
+        compiler_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._adapters = adapters
+        self._compiler_options = dict(compiler_options or {})
         self.config = config
         self.params = params
         self.trash = slots + stored
@@ -204,7 +206,8 @@ class Programs:
         kind, size = key
         function, arguments, donated = getattr(self, f"_{kind}_program")(size)
         function.__name__ = f"{kind}_{size}"
-        return jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
+        lowered = jax.jit(function, donate_argnums=donated).lower(*arguments)
+        return lowered.compile(compiler_options=self._compiler_options)
 
     def _get(self, key: Key) -> Any:
         """A compiled program; waits when it is not ready, which plans made with `ready` avoid."""

@@ -202,6 +202,8 @@ class Scheduler:
 
     def plan(self, ready: Buckets) -> StepPlan:
         """The next step with the programs that are `ready`; empty when there is nothing to do."""
+        if not (self._running or self._waiting):
+            return StepPlan()
         copies = tuple(self._admit())
         decode = tuple(self._decode_groups(ready.decode))
         prefill: list[PrefillChunk] = []

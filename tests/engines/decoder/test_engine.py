@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
@@ -38,13 +39,14 @@ pytestmark = pytest.mark.slow
 
 BOS = 1
 GREEDY = SamplingParams(temperature=0.0)
+QUICK = {"xla_backend_optimization_level": 0}  # compiling is what these tests spend their time on
 LIMITS = Limits(slots=2, context=256)
 
 
 @pytest.fixture(scope="module")
 def engine(stories_gguf: list[ModelFile]) -> Iterator[DecoderEngine]:
     """Slots for two, so that third requests wait; every program compiled."""
-    engine = DecoderEngine()
+    engine = DecoderEngine(compiler_options=QUICK)
     engine.load(LoadRequest(files=tuple(stories_gguf), limits=LIMITS), lambda progress: None)
     engine._programs.wait_all()
     yield engine
@@ -342,6 +344,65 @@ def test_impossible_requests_are_refused_with_the_limit(
     assert engine.wait_seconds() is None
 
 
+def random_model(family: str, folder: Path) -> tuple[ModelFile, ...]:
+    """A tiny checkpoint by the recipe of the golden logits."""
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location("recipe", root / "parity" / "recipe.py")
+    assert spec and spec.loader
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    with np.load(root / "golden" / "logits" / f"{family}.npz") as golden:
+        described = json.loads(golden["model"].tobytes())
+    tensors = recipe.make_tensors(described["shapes"], True)
+    return tuple(recipe.write_folder(folder, described["config"], tensors))
+
+
+def test_prefixes_are_right_on_sliding_windows_that_have_wrapped(tmp_path: Path) -> None:
+    """Window 8, ring 640: a reused prefix must give the very text of a prompt computed afresh."""
+    engine = DecoderEngine(compiler_options=QUICK)
+    files = random_model("gemma3", tmp_path)
+    engine.load(LoadRequest(files, Limits(1, 1024)), lambda progress: None)
+    chooser = np.random.default_rng(0)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(chooser.integers(3, 64, count).tolist())
+
+    def turn(prompt: tuple[int, ...], salt: str) -> StepOutput:
+        return one(engine, prompt_token_ids=prompt, max_tokens=12, cache_salt=salt)
+
+    shared = tokens(700)
+    near = [(*shared, *tokens(40)) for _ in range(3)]
+    far = [(*shared[:200], *tokens(700)) for _ in range(3)]
+    afresh = {prompt: turn(prompt, f"fresh {i}").token_ids for i, prompt in enumerate([*near, *far])}
+    for prompts, expected in ((near, [0, 700, 700]), (far, [0, 0, 200])):
+        outputs = [turn(prompt, f"warm {len(prompts[0])}") for prompt in prompts]
+        assert [output.usage.cached for output in outputs if output.usage] == expected
+        assert [output.token_ids for output in outputs] == [afresh[prompt] for prompt in prompts]
+    engine._programs.stop_compiling()
+
+
+def test_an_encoder_only_embeds(tmp_path: Path) -> None:
+    engine = DecoderEngine(compiler_options=QUICK)
+    files = random_model("embedding_gemma", tmp_path)
+    ready = engine.load(LoadRequest(files, Limits(1, 64)), lambda progress: None)
+    assert ready.capabilities == ("embed",)
+    with pytest.raises(InvalidRequest, match="embeds only"):
+        engine.submit(ask(), None)
+    engine.submit_embedding(EncodeRequest(1, (3, 4, 5)))
+    (output,) = engine.step().embedded
+    assert np.linalg.norm(np.frombuffer(output.vector, "<f4")) == pytest.approx(1, abs=1e-5)
+    assert engine.status().compiled_programs == engine._programs.total == 1
+    engine._programs.stop_compiling()
+
+
+def test_a_step_updates_the_cache_in_place(engine: DecoderEngine) -> None:
+    programs = engine._programs
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(programs.state))
+    for kind, size in (("decode", 2), ("prefill", 64), ("copy", 1)):
+        memory = programs._compiled[kind, size].memory_analysis()
+        assert memory.alias_size_in_bytes >= held, kind
+
+
 def test_an_adapter_changes_its_own_requests_only(
     stories_folder: list[ModelFile], to_safetensors: Any, tmp_path: Path
 ) -> None:
@@ -357,7 +418,7 @@ def test_an_adapter_changes_its_own_requests_only(
         ModelFile("adapter", path.name, str(path), "sha256:" + "0" * 64, path.stat().st_size)
         for path in sorted(tmp_path.iterdir())
     )
-    engine = DecoderEngine()
+    engine = DecoderEngine(compiler_options=QUICK)
     load = LoadRequest(tuple(stories_folder), Limits(2, 64), adapters=(AdapterFiles("storyteller", files),))
     engine.load(load, lambda progress: None)
     plain = one(engine, max_tokens=20)
