@@ -23,7 +23,8 @@ Document = tuple[list[int], list[float]]
 class Phase:
     """Until `end` (a share of the run) documents are drawn by `shares` and packed into [rows, length].
 
-    At `noun_rate` a story's main noun is replaced; asked-for nouns have `noun_weight` in the loss.
+    At `noun_rate` a story's main noun is replaced, at `invented_rate` of these by an invented word;
+    asked-for nouns have `noun_weight` in the loss.
     `led_share` of the story conversations take a story whose main noun comes in its first sentence.
     """
 
@@ -34,6 +35,7 @@ class Phase:
     noun_rate: float = 0.5
     noun_weight: float = 1.0
     led_share: float = 0.0
+    invented_rate: float = 0.0
 
 
 PHASES = (
@@ -58,16 +60,18 @@ PHASES = (
         {"tiny": 0.10, "children": 0.03, "gutenberg": 0.01, "story": 0.80, "talk": 0.04, "persona": 0.02},
         noun_rate=0.7,
         noun_weight=3.0,
-        led_share=0.8,
+        led_share=0.85,
+        invented_rate=0.4,
     ),
     Phase(
         1.01,
         8,
         1024,
-        {"tiny": 0.06, "story": 0.66, "session": 0.20, "talk": 0.06, "persona": 0.02},
+        {"tiny": 0.06, "story": 0.74, "session": 0.12, "talk": 0.06, "persona": 0.02},
         noun_rate=0.6,
-        noun_weight=1.5,
-        led_share=0.7,
+        noun_weight=2.0,
+        led_share=0.8,
+        invented_rate=0.25,
     ),
 )
 """Plain texts first, conversations from the start, long sessions in the last part."""
@@ -151,7 +155,9 @@ class BatchSource:
 
     def _story(self, random: np.random.Generator, count: int, phase: Phase) -> Document:
         while True:
-            turns = chat.story_turns(self._pick_story(random, count, phase), random, phase.noun_rate)
+            turns = chat.story_turns(
+                self._pick_story(random, count, phase), random, phase.noun_rate, phase.invented_rate
+            )
             if not chat.mentions_withheld(turns):
                 return self._tokenizer.conversation(turns, phase.noun_weight)
             count += 1
@@ -160,7 +166,7 @@ class BatchSource:
         turns = chat.small_talk_turns(random) if random.random() < 0.4 else []
         for number in range(random.integers(2, 4)):
             story = self._pick_story(random, int(random.integers(1 << 30)), phase)
-            turns += chat.story_turns(story, random, phase.noun_rate, follow_up=number > 0)
+            turns += chat.story_turns(story, random, phase.noun_rate, phase.invented_rate, number > 0)
         if chat.mentions_withheld(turns):
             return self._session(random, count + 1, phase)
         return self._tokenizer.conversation(turns, phase.noun_weight)

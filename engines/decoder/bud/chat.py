@@ -93,7 +93,16 @@ def substitute_names(story: str, random: np.random.Generator) -> str:
     return re.sub(rf"\b({'|'.join(mapping)})\b", lambda match: mapping[match.group()], story)
 
 
-def vary(story: str, random: np.random.Generator, noun_rate: float) -> tuple[str, str | None]:
+def invent_noun(random: np.random.Generator) -> str:
+    """A word that nobody has seen: nothing but copying tells the model how to write it."""
+    parts = [str(random.choice(choices)) for _ in range(2) for choices in (words.ONSETS, words.VOWELS)]
+    ending = str(random.choice(words.ENDINGS)) if random.random() < 0.5 else ""
+    return "".join([*parts, ending])
+
+
+def vary(
+    story: str, random: np.random.Generator, noun_rate: float, invented_rate: float = 0.0
+) -> tuple[str, str | None]:
     """A variant of `story` and its main noun, or None where it has none that may be asked for."""
     if random.random() < 0.5:
         story = substitute_names(story, random)
@@ -101,6 +110,9 @@ def vary(story: str, random: np.random.Generator, noun_rate: float) -> tuple[str
     if noun is None:
         return story, None
     if random.random() < noun_rate:
+        if invented_rate and random.random() < invented_rate:
+            new = invent_noun(random)
+            return substitute_noun(story, noun, new), new
         kin = [other for other in words.NOUNS[_KIND[noun]] if other not in story.lower()]
         if kin:
             new = kin[random.integers(len(kin))]
@@ -109,10 +121,16 @@ def vary(story: str, random: np.random.Generator, noun_rate: float) -> tuple[str
 
 
 def story_turns(
-    story: str, random: np.random.Generator, noun_rate: float = 0.5, follow_up: bool = False
+    story: str,
+    random: np.random.Generator,
+    noun_rate: float = 0.5,
+    invented_rate: float = 0.0,
+    follow_up: bool = False,
 ) -> list[Turn]:
-    """A request and the story as its answer; at `noun_rate` its main noun is replaced."""
-    story, noun = vary(story, random, noun_rate)
+    """A request and the story as its answer; at `noun_rate` its main noun is replaced, by an invented one
+    at `invented_rate`.
+    """
+    story, noun = vary(story, random, noun_rate, invented_rate)
     prompts = words.NEXT_PROMPTS if follow_up else words.STORY_PROMPTS
     if noun is None:
         prompt = str(random.choice(words.OPEN_PROMPTS))

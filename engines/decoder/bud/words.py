@@ -71,6 +71,11 @@ NOUNS: dict[str, tuple[str, ...]] = {
 }
 """Countable nouns by kind; one noun replaces another of its kind when a story is varied."""
 
+ONSETS = _table("b br bl c cl d dr f fl g gl gr h j k l m n p pl r s sn st t tr v w z sh ch")
+VOWELS = _table("a e i o u a e i o u oo ee ai an en in on er el or ar um it ap ek")
+ENDINGS = _table("n t r l ck ng m b p d ble ter by no lin dle ro s gon fin")
+"""Sounds of invented nouns."""
+
 GIRL_NAMES = _table(
     """Lily Sue Mia Lucy Anna Sara Sally Jane Sarah Amy Daisy Molly Jill Lila Emma Mary Jen Jenny Ella
         Bella Polly Mimi Penny Ann Lulu Susie Sandy Lola Kate Lisa Jenna Emily Milly Grace Poppy
