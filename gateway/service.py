@@ -10,8 +10,10 @@ import asyncio
 import math
 import time
 from array import array
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from engines.base import EncodeRequest, GenerateRequest, Grammar, StepOutput, Usage
 from gateway.catalog import Catalog, ServedModel
@@ -49,6 +51,9 @@ from modelfiles.outputs.parser import CONVENTIONS, make_parser
 from modelfiles.templates.source import TemplateSource
 
 GRAMMAR_SECONDS = 2.0
+MOST_AT_ONCE = 256
+"""Tokens filtered in one go: a few milliseconds."""
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,15 +371,28 @@ class _Events(AsyncIterator[Event]):
     """The events of a request. One that is closed, or lost before it was ever asked for an event, frees its
     place all the same (a generator that never ran has no `finally`)."""
 
-    def __init__(self, events: AsyncGenerator[Event, None], lease: Lease) -> None:
-        self._events = events
+    def __init__(self, batches: AsyncGenerator[list[Event], None], lease: Lease) -> None:
+        self._batches = batches
         self._lease = lease
+        self._ready: deque[Event] = deque()
 
     async def __anext__(self) -> Event:
-        return await self._events.__anext__()
+        while not self._ready:
+            self._ready.extend(await self._batches.__anext__())
+        return self._ready.popleft()
+
+    async def batch(self) -> list[Event]:
+        """The events that are there now, at least one; empty at the end."""
+        if not self._ready:
+            try:
+                return await self._batches.__anext__()
+            except StopAsyncIteration:
+                return []
+        ready, self._ready = list(self._ready), deque()
+        return ready
 
     async def aclose(self) -> None:
-        await self._events.aclose()
+        await self._batches.aclose()
         self._lease.release()
 
     def __del__(self) -> None:
@@ -400,26 +418,28 @@ class _Running:
         self._job = job
         self._started = started
 
-    async def iterate(self) -> AsyncGenerator[Event, None]:
+    async def iterate(self) -> AsyncGenerator[list[Event], None]:
+        """Events in batches: what came in together goes out together."""
         error: BaseException | None = None
         try:
-            async for event in self._merged():
-                yield event
+            async for batch in self._merged():
+                if batch:
+                    yield batch
         except Exception as raised:
             error = raised
             self._metrics.failed(self._job.model.name)
-            yield Failed(ShuttingDown() if self._lease.cancelled else raised)
+            yield [Failed(ShuttingDown() if self._lease.cancelled else raised)]
         finally:
             for stream in self._streams:
                 await stream.aclose()  # type: ignore[attr-defined]
             self._lease.release(error)
 
-    def _merged(self) -> AsyncIterator[Event]:
+    def _merged(self) -> AsyncIterator[list[Event]]:
         if len(self._choices) == 1:
             return self._one(0)
         return merged([self._one(index) for index in range(len(self._choices))])
 
-    async def _one(self, index: int) -> AsyncIterator[Event]:
+    async def _one(self, index: int) -> AsyncIterator[list[Event]]:
         """The events of one choice, to its end."""
         job, choice, stream = self._job, self._choices[index], self._streams[index]
         reason: StopCause = "stop"
@@ -427,8 +447,8 @@ class _Running:
         async for output in stream:
             if output.token_ids and not choice.generated:
                 self._metrics.first_token(job.model.name, self._started)
-            for event in choice.push(output):
-                yield event
+            for part in in_slices(output):
+                yield choice.push(part)
             if output.finish_reason == "error":
                 raise EngineFailure(output.error or "the engine gave up on this request")
             if output.finish_reason == "length":
@@ -438,10 +458,11 @@ class _Running:
                 break
         usage = usage or Usage(prompt=len(job.prompt.token_ids), generated=choice.generated)
         total = time.monotonic_ns() - self._started
-        for event in choice.finish(reason, usage, self._lease.load_ns, total):
+        last = choice.finish(reason, usage, self._lease.load_ns, total)
+        for event in last:
             if isinstance(event, Finished):
                 self._metrics.finished(job.model.name, event.reason, event.usage)
-            yield event
+        yield last
 
 
 async def _start_all(lease: Lease, requests: list[GenerateRequest]) -> list[AsyncIterator[StepOutput]]:
@@ -457,11 +478,26 @@ async def _start_all(lease: Lease, requests: list[GenerateRequest]) -> list[Asyn
     return streams
 
 
-async def merged(sources: list[AsyncIterator[Event]]) -> AsyncIterator[Event]:
-    """Items of all sources as they come; the first failure ends all."""
-    queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue(maxsize=64)
+def in_slices(output: StepOutput) -> Iterable[StepOutput]:
+    """An output that a slow reader let grow, in pieces that do not hold up everyone else."""
+    if len(output.token_ids) <= MOST_AT_ONCE:
+        return (output,)
+    return (
+        replace(
+            output,
+            token_ids=output.token_ids[start : start + MOST_AT_ONCE],
+            logprobs=output.logprobs[start : start + MOST_AT_ONCE],
+            prompt_logprobs=output.prompt_logprobs if start == 0 else (),
+        )
+        for start in range(0, len(output.token_ids), MOST_AT_ONCE)
+    )
 
-    async def pump(source: AsyncIterator[Event]) -> None:
+
+async def merged(sources: list[AsyncIterator[Item]]) -> AsyncIterator[Item]:
+    """Items of all sources as they come; the first failure ends all."""
+    queue: asyncio.Queue[Item | Exception | None] = asyncio.Queue(maxsize=64)
+
+    async def pump(source: AsyncIterator[Item]) -> None:
         try:
             async for item in source:
                 await queue.put(item)

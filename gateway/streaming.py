@@ -80,12 +80,14 @@ async def encoded(events: AsyncIterator[Event], encoder: Encoder) -> AsyncIterat
     async with contextlib.aclosing(events):  # type: ignore[type-var]
         error: Exception | None = None
         try:
-            async for event in events:
-                if isinstance(event, Failed):
-                    error = event.error
-                    break
-                if data := encoder.push(event):
+            while batch := await next_batch(events):
+                failed = isinstance(batch[-1], Failed)
+                if data := b"".join(map(encoder.push, batch[:-1] if failed else batch)):
                     yield data
+                if isinstance(batch[-1], Failed):
+                    error = batch[-1].error
+                    break
+                await asyncio.sleep(0)  # a fast stream lets the others have their turn
         except Exception as raised:
             error = raised
         if error is None:
@@ -93,6 +95,18 @@ async def encoded(events: AsyncIterator[Event], encoder: Encoder) -> AsyncIterat
             return
     yield encoder.fail(describe(error))
     raise StreamBroken(str(error))
+
+
+async def next_batch(events: AsyncIterator[Event]) -> list[Event]:
+    """The events that are ready, to be written at once; empty at the end."""
+    batch = getattr(events, "batch", None)
+    if batch is not None:
+        found: list[Event] = await batch()
+        return found
+    try:
+        return [await anext(events)]
+    except StopAsyncIteration:
+        return []
 
 
 class EventStream(EventSourceResponse):

@@ -91,6 +91,24 @@ async def collect(events: AsyncIterator[Event], heading: Heading, n: int = 1) ->
     }
 
 
+def keep_best(reply: dict[str, Any], n: int, best_of: int, with_logprobs: bool) -> dict[str, Any]:
+    """The reply with the `n` likeliest of every `best_of` choices, by mean log-probability."""
+    kept: list[dict[str, Any]] = []
+    choices = reply["choices"]
+    for start in range(0, len(choices), best_of):
+        group = sorted(choices[start : start + best_of], key=_likelihood, reverse=True)
+        kept += group[:n]
+    for index, choice in enumerate(kept):
+        choice["index"] = index
+        choice["logprobs"] = choice["logprobs"] if with_logprobs else None
+    return reply | {"choices": kept}
+
+
+def _likelihood(choice: dict[str, Any]) -> float:
+    values = [value for value in (choice["logprobs"] or {}).get("token_logprobs", ()) if value is not None]
+    return sum(values) / len(values) if values else float("-inf")
+
+
 def legacy_logprobs(tokens: tuple[TokenText, ...], start: int) -> dict[str, Any]:
     """Four parallel lists; offsets count characters of the text. A NaN (the first prompt token) is null."""
     offsets, position = [], start

@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from engines.base import Grammar
@@ -79,6 +80,7 @@ def completion_requests(body: CompletionBody) -> list[CompletionRequest]:
     if len(prompts) > 128:
         raise BadRequest(f"prompt: {len(prompts)} prompts in one request; the limit is 128", param="prompt")
     logprobs = -1 if body.logprobs is None else body.logprobs
+    count = chosen_from(body)
     limit = 16 if body.max_tokens is None else body.max_tokens
     return [
         CompletionRequest(
@@ -88,10 +90,24 @@ def completion_requests(body: CompletionBody) -> list[CompletionRequest]:
             suffix=body.suffix or None,
             format=grammar(body),
             echo=bool(body.echo),
-            options=options(body, limit, logprobs, zero_allowed=bool(body.echo)),
+            options=replace(
+                options(body, limit, logprobs, zero_allowed=bool(body.echo)),
+                n=count,
+                logprobs=max(logprobs, 0) if count > (body.n or 1) else logprobs,
+            ),
         )
         for prompt in prompts
     ]
+
+
+def chosen_from(body: CompletionBody) -> int:
+    """How many choices to generate for each prompt: `best_of`, of which `n` are kept."""
+    n, best_of = body.n or 1, body.best_of or body.n or 1
+    if best_of < n:
+        raise BadRequest(f"best_of is {best_of}, less than n, which is {n}", param="best_of")
+    if best_of > n and body.stream:
+        raise BadRequest("best_of cannot be streamed: all choices must be complete", param="best_of")
+    return best_of
 
 
 def options(

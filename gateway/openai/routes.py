@@ -16,7 +16,7 @@ from gateway.bodies import read_body
 from gateway.errors import BadRequest
 from gateway.gateway import Gateway
 from gateway.openai import chat, completions
-from gateway.openai.convert import chat_request, completion_requests, keep_alive
+from gateway.openai.convert import chat_request, chosen_from, completion_requests, keep_alive
 from gateway.openai.keeping import owner_of, saved
 from gateway.openai.schema import ChatBody, CompletionBody, EmbeddingBody
 from gateway.openai.stored import store_chat
@@ -75,7 +75,11 @@ async def legacy_completions(request: Request) -> Response:
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
         encoder = completions.CompletionStream(heading, include_usage=include_usage, n=body.n or 1)
         return EventStream(encoded(events, encoder))
-    return JSONReply(await unless_gone(request, completions.collect(events, heading, body.n or 1)))
+    n, best_of = body.n or 1, chosen_from(body)
+    reply = await unless_gone(request, completions.collect(events, heading, best_of))
+    if best_of > n:
+        reply = completions.keep_best(reply, n, best_of, body.logprobs is not None)
+    return JSONReply(reply)
 
 
 @router.post("/embeddings")

@@ -154,12 +154,12 @@ def test_every_reply_has_a_request_id(http: httpx.Client) -> None:
 
 
 def test_unknown_paths_and_methods_answer_in_their_dialect(http: httpx.Client) -> None:
-    for path, status in (("/v1/nothing", 404), ("/api/nothing", 404), ("/v1/chat/completions", 405)):
+    for path, status in (("/v1/nothing", 404), ("/api/nothing", 404), ("/v1/embeddings", 405)):
         reply = http.get(path)
         assert reply.status_code == status
         assert set(reply.json()) == {"error"}
         assert isinstance(reply.json()["error"], str) is path.startswith("/api")
-    assert "POST" in http.get("/v1/chat/completions").headers["allow"]
+    assert "POST" in http.get("/v1/embeddings").headers["allow"]
 
 
 def in_process(
