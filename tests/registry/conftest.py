@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,18 @@ def describe(files: Sequence[ModelFile]) -> ModelDescription:
         capabilities=("completion",),
         generation_defaults={} if gguf else {"top_k": 64},
     )
+
+
+def fast_folder() -> str | None:
+    """A folder in memory where the system has one: these tests sync often, and study order, not disks."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """pytest's own, but in memory where that is possible."""
+    with tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -12,10 +12,8 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,20 +23,13 @@ from registry.errors import DiskFull, ModelNotFound, RegistryError
 from registry.store import Store
 from tests.registry.conftest import gguf_bytes
 from tests.registry.crash.disks import CountingDisk, FailingDisk
-from tests.registry.crash.operations import OPERATIONS, PULLED, World, add, fast_folder
+from tests.registry.crash.operations import OPERATIONS, PULLED, World, add
 from tests.registry.crash.oracle import examine
 from tests.registry.crash.replay import replay, replay_all
 from tests.registry.fakehub import FakeHub
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERRUPTIBLE = [name for name in OPERATIONS if name != "pull"]
-
-
-@pytest.fixture
-def quick() -> Iterator[Path]:
-    """A folder in memory, where there is one."""
-    with tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
-        yield Path(folder)
 
 
 @pytest.mark.slow
@@ -60,18 +51,19 @@ def test_after_a_power_cut_the_store_is_old_or_new() -> None:
 
 
 @pytest.mark.parametrize("forget", ["sync", "sync_folder"])
-def test_the_replay_finds_a_forgotten_fsync(quick: Path, forget: str) -> None:
-    assert replay("create over", "", quick / "store", limit=60, forget=forget)[1]
+def test_the_replay_finds_a_forgotten_fsync(tmp_path: Path, forget: str) -> None:
+    assert replay("create over", "", tmp_path / "store", limit=60, forget=forget)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("onwards", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("name", ["create over", "copy new", "copy over", "import", "upload"])
-def test_a_full_disk_is_told_and_nothing_is_lost(quick: Path, name: str, onwards: bool) -> None:
+def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path, name: str, onwards: bool) -> None:
     operation = OPERATIONS[name]
-    world = World(quick / "models", quick / "files")
+    world = World(tmp_path / "models", tmp_path / "files")
     operation.prepare(world, Disk())
     old = examine(world.root)
-    finished = World(quick / "finished", quick / "files")
+    finished = World(tmp_path / "finished", tmp_path / "files")
     operation.prepare(finished, Disk())
     operation.act(finished, Disk())
     new = examine(finished.root)
@@ -94,19 +86,19 @@ def test_a_full_disk_is_told_and_nothing_is_lost(quick: Path, name: str, onwards
 
 
 @pytest.mark.parametrize("name", ["create over", "upload", "copy new"])
-def test_a_failed_fsync_is_never_a_success(quick: Path, name: str) -> None:
+def test_a_failed_fsync_is_never_a_success(tmp_path: Path, name: str) -> None:
     operation = OPERATIONS[name]
-    world = World(quick / "models", quick / "files")
+    world = World(tmp_path / "models", tmp_path / "files")
     operation.prepare(world, Disk())
     counting = CountingDisk()
-    operation.act(World(quick / "models", quick / "files"), counting)
+    operation.act(World(tmp_path / "models", tmp_path / "files"), counting)
 
     class SyncFails(FailingDisk):
         def step(self, step: str) -> None:
             if step.startswith("sync"):
                 super().step(step)
 
-    fresh = World(quick / "again", quick / "files")
+    fresh = World(tmp_path / "again", tmp_path / "files")
     operation.prepare(fresh, Disk())
     syncs = sum(step.startswith("sync") for step in counting.names)
     assert syncs
@@ -210,6 +202,7 @@ def test_several_processes_share_a_store_and_one_is_killed(tmp_path: Path) -> No
     assert not list((root / "leases").iterdir())
 
 
+@pytest.mark.slow
 def test_threads_see_what_a_dictionary_would_show(store: Store) -> None:
     """One thread's changes, all kinds mixed, against a plain dict; others read and collect meanwhile."""
     chance = random.Random(5)
@@ -255,6 +248,7 @@ def test_threads_see_what_a_dictionary_would_show(store: Store) -> None:
     assert examine(store.root).problems == []
 
 
+@pytest.mark.slow
 def test_a_lock_is_free_as_soon_as_its_holder_is_killed(store: Store) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom registry.store import Store\n"

@@ -202,6 +202,7 @@ def test_a_cancelled_pull_goes_on_where_it_stopped(store: Store, hub: FakeHub) -
     clean(store)
 
 
+@pytest.mark.slow
 def test_eight_pulls_share_one_download_and_the_last_to_leave_stops_it(store: Store, hub: FakeHub) -> None:
     name = hub.add_oci("me/big", [("model", BIG)])
     digest = hashlib.sha256(BIG).hexdigest()
@@ -240,6 +241,7 @@ def test_eight_pulls_share_one_download_and_the_last_to_leave_stops_it(store: St
     clean(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "faults",
     [
@@ -600,6 +602,7 @@ def test_a_file_at_an_address(store: Store, hub: FakeHub) -> None:
         pull(store, hub, f"{hub.url}/files/fox.gguf#sha256={wrong}")
 
 
+@pytest.mark.slow
 def test_a_file_that_changes_between_two_runs_is_never_mixed(store: Store, hub: FakeHub) -> None:
     first, second = gguf_bytes(1, 9 * MIB), gguf_bytes(2, 9 * MIB)
     hub.files["/files/fox.gguf"] = first
@@ -671,6 +674,7 @@ def test_references_and_the_names_they_give() -> None:
     assert parsed["http://h.example/a/b:c"].insecure
 
 
+@pytest.mark.slow
 def test_a_collection_between_two_tries_spares_what_was_finished(store: Store, hub: FakeHub) -> None:
     first, second = gguf_bytes(1, MIB), BIG
     name = hub.add_oci("me/fox", [("model", first), ("projector", second)])
@@ -693,6 +697,7 @@ def test_a_collection_between_two_tries_spares_what_was_finished(store: Store, h
     clean(store)
 
 
+@pytest.mark.slow
 def test_prune_gives_unfinished_pulls_up(store: Store, hub: FakeHub) -> None:
     name = hub.add_oci("me/big", [("model", BIG)])
     hub.always[hashlib.sha256(BIG).hexdigest()] = Fault(hang_at=MIB)

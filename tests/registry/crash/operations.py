@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +25,6 @@ PULLED = [
     ("license", b"x"),
     ("params", b'{"top_k":1}' + b" " * 64 * KIB),
 ]
-
-
-def fast_folder() -> str | None:
-    """A folder in memory where the system has one: what is studied is the order of changes, not the disk."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 @dataclass(frozen=True, slots=True)

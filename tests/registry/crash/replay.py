@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from registry.disk import Disk
+from tests.registry.conftest import fast_folder
 from tests.registry.crash.disks import Change, RecordingDisk
-from tests.registry.crash.operations import OPERATIONS, PULLED, World, fast_folder
+from tests.registry.crash.operations import OPERATIONS, PULLED, World
 from tests.registry.crash.oracle import examine
 from tests.registry.fakehub import FakeHub
 

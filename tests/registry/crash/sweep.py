@@ -21,8 +21,9 @@ from pathlib import Path
 
 from registry.disk import Disk
 from registry.store import Store
+from tests.registry.conftest import fast_folder
 from tests.registry.crash.disks import CountingDisk, KillingDisk
-from tests.registry.crash.operations import OPERATIONS, PULLED, Operation, World, fast_folder
+from tests.registry.crash.operations import OPERATIONS, PULLED, Operation, World
 from tests.registry.crash.oracle import Finding, examine
 from tests.registry.fakehub import FakeHub
 
