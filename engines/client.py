@@ -92,8 +92,11 @@ class _Inbox:
 
 
 def output_cost(output: StepOutput) -> int:
-    entries = itertools.chain(output.logprobs, filter(None, output.prompt_logprobs))
-    return len(output.token_ids) + sum(1 + len(entry.top) for entry in entries)
+    cost = len(output.token_ids)
+    if output.logprobs or output.prompt_logprobs:
+        entries = itertools.chain(output.logprobs, filter(None, output.prompt_logprobs))
+        cost += sum(1 + len(entry.top) for entry in entries)
+    return cost
 
 
 def merge_outputs(outputs: Sequence[StepOutput]) -> StepOutput:

@@ -62,16 +62,9 @@ def _make_scripted() -> ServedEngine:
     return ScriptedEngine()
 
 
-def _make_classifier() -> ServedEngine:
-    from engines.classifier.engine import ClassifierEngine
-
-    return ClassifierEngine()
-
-
 ENGINES: dict[str, Callable[[], ServedEngine]] = {
     "decoder": _make_decoder,
     "scripted": _make_scripted,
-    "classifier": _make_classifier,
 }
 
 
