@@ -17,6 +17,8 @@ import pytest
 
 from tests.contract.ollama_support import Server, cache_folder, fingerprint, serving, write_stories
 from tests.gateway.cli.golden import check_golden
+from tests.gateway.cli.terminal import terminal
+from tests.registry.fakehub import FakeHub
 
 pytestmark = pytest.mark.contract
 
@@ -155,6 +157,44 @@ def test_what_the_show_command_prints_makes_the_same_model_again(ollama: Path, s
         line.split()[1] for line in run("list").stdout.splitlines() if line.startswith(("first", "second"))
     }
     assert len(ids) == 1, "the same layers make the same manifest"
+
+
+def test_push_and_pull_with_a_registry(ollama: Path, server: Server) -> None:
+    run = Transcript(ollama, server)
+    with FakeHub() as hub:
+        name = f"{hub.netloc}/me/tale"
+        server.run([str(ollama), "create", name, "-f", "Modelfile"])
+        run("push", name, "--insecure")
+        run("rm", name)
+        run("pull", name, "--insecure")
+        run("show", name, "--system")
+        run("pull", f"{hub.netloc}/me/ghost", "--insecure")
+        text = run.text.replace(hub.netloc, "<registry>")
+    text = re.sub(r"▕.*", "<bar>", re.sub(r"(pulling|pushing) [0-9a-f]{12}", r"\1 <id>", text))
+    check_golden(HERE / "golden" / "registry.txt", text)
+
+
+def test_chatting_in_a_terminal(ollama: Path, server: Server) -> None:
+    server.run([str(ollama), "create", "chatty", "-f", "Modelfile"])
+    environment = server.environment(TERM="xterm", COLUMNS="80", LINES="24")
+    with terminal([str(ollama), "run", "chatty"], environment, server.folder) as screen:
+        screen.wait_for(">>> ", 120)
+        screen.type("/show parameters\r")
+        screen.wait_for("num_predict")
+        screen.wait_for(">>> ")
+        screen.type("/set parameter num_predict 4\r")
+        screen.wait_for("Set parameter 'num_predict' to '4'")
+        screen.type("Once upon a time\r")
+        screen.wait_for("Once upon a time")
+        screen.wait_for(">>> ", 120)
+        screen.type("/save chatty2\r")
+        screen.wait_for("Created new model 'chatty2'")
+        screen.type("/bye\r")
+        assert screen.exit_code() == 0
+    shown = server.run([str(ollama), "show", "chatty2", "--modelfile"]).stdout
+    assert "PARAMETER num_predict 4" in shown
+    assert "MESSAGE user Once upon a time" in shown
+    assert "MESSAGE assistant" in shown
 
 
 def test_a_folder_of_the_command_itself_tells_of_a_missing_server(ollama: Path, server: Server) -> None:

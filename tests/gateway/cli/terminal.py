@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import subprocess
+import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ class Screen:
 def terminal(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Iterator[Screen]:
     """The program in a terminal of its own, killed at the end if it still runs."""
     main, other = pty.openpty()
+    termios.tcsetwinsize(main, (24, 80))
     process = subprocess.Popen(
         command, stdin=other, stdout=other, stderr=other, cwd=folder, env=environment, start_new_session=True
     )
