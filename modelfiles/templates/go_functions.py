@@ -263,10 +263,13 @@ _MAKES_TEXT = frozenset(("print", "println", "printf", "html", "js", "urlquery",
 
 
 def call_function(name: str, arguments: list[Any], budget: Budget) -> Any:
-    """Calls a function, charging the size of the text it makes."""
+    """Calls a function, charging the size of what it reads and of the text it makes."""
     if name in _MAKES_TEXT:
         budget.make(sum(deep_size(_unwrapped(argument)) for argument in arguments))
-    return FUNCTIONS[name].function(*arguments)
+    result = FUNCTIONS[name].function(*arguments)
+    if isinstance(result, str):
+        budget.make(len(result))
+    return result
 
 
 def _unwrapped(value: Any) -> Any:

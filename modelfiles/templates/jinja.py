@@ -36,6 +36,7 @@ from modelfiles.templates.errors import (
     TemplateSyntaxError,
     check_source_size,
 )
+from modelfiles.templates.guard import BREAK, ESCAPE
 from modelfiles.templates.jinja_bounds import Bounds, deep_size
 
 _FILENAME = "<chat template>"
@@ -133,13 +134,16 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """JSON without HTML escaping: what models were trained on. The result of `map` counts as a list."""
-    return json.dumps(
+    text = json.dumps(
         list(value) if isinstance(value, Generator) else value,
         ensure_ascii=ensure_ascii,
         indent=indent,
         separators=separators,
         sort_keys=sort_keys,
     )
+    for mark in (BREAK, ESCAPE) if ensure_ascii else ():
+        text = text.replace(f"\\u{ord(mark):04x}", mark)
+    return text
 
 
 def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

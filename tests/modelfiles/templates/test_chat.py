@@ -18,6 +18,7 @@ from modelfiles.templates.chat import (
     check_template,
     render_chat,
     render_completion,
+    unguard,
 )
 from tests.modelfiles.templates.conversations import CALL, WEATHER, assistant, result, user
 
@@ -158,3 +159,10 @@ def test_the_values_cross_between_processes() -> None:
     source = TemplateSource("go", "{{ .Prompt }}")
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(source), type=TemplateSource) == source
     assert msgspec.msgpack.encode(ChatPrompt(source, (user("a"),), (WEATHER,)))
+
+
+def test_guarded_text_survives_ascii_json() -> None:
+    rendered = render(
+        "{{ messages[0].content | tojson(ensure_ascii=true) }}", user("é<a>\ufdd0"), control_strings=("<a>",)
+    )
+    assert unguard(rendered) == '"\\u00e9<a>\ufdd0"'

@@ -194,6 +194,7 @@ BOMBS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", BOMBS, ids=range(len(BOMBS)))
 def test_bombs_are_refused(text: str) -> None:
     with pytest.raises(TemplateLimitExceeded):
