@@ -163,8 +163,8 @@ class EngineLoop:
             case Submit(request, prepared):
                 self._submit(request, prepared)
             case Embed(requests):
-                for request in requests:
-                    self._submit_embedding(request)
+                for each in requests:
+                    self._submit_embedding(each)
             case Classify(image):
                 self._classify(image)
             case Cancel(request_id):
