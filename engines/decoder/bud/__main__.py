@@ -14,10 +14,10 @@ import os
 from pathlib import Path
 
 from engines.decoder.bud.batches import BatchSource
-from engines.decoder.bud.corpus import read_corpus
+from engines.decoder.bud.corpus import credits_of, read_corpus
 from engines.decoder.bud.export import export
 from engines.decoder.bud.network import SHAPE
-from engines.decoder.bud.report import GREEDY, SAMPLING, tell_stories, write_report
+from engines.decoder.bud.report import GREEDY, SAMPLING, tell_stories, write_credits, write_report
 from engines.decoder.bud.tokenizer import Tokenizer, train_tokenizer
 from engines.decoder.bud.train import Plan, held_out_loss, train
 
@@ -62,6 +62,7 @@ def main() -> None:
         for title, sampling in (("sampled", SAMPLING), ("greedy", GREEDY))
     ]
     write_report(options.output / "EVALUATION.md", runs, figures)
+    write_credits(options.output / "CREDITS.md", list(credits_of(options.texts)))
     for run in runs:
         logger.info("%s: %s", run.title, run.score)
 

@@ -118,6 +118,20 @@ def children_stories(folder: Path) -> Iterator[str]:
             yield story
 
 
+CREDITED = ("Text", "Translation", "Translated By", "Adaptation")
+
+
+def credits_of(folder: Path) -> Iterator[str]:
+    """One line for each CC-BY story that was learnt from, as its licence asks: title, then who wrote it."""
+    for record in records(folder / "childrens-stories-cc-by.jsonl.xz"):
+        if not is_whole(clean(record["text"])):
+            continue
+        meta = record["meta"]
+        assert isinstance(meta, list)
+        people = [entry.partition(": ") for entry in meta if entry.partition(":")[0] in CREDITED]
+        yield f"{record['title']} - " + "; ".join(f"{role.lower()} {name}" for role, _, name in people)
+
+
 def gutenberg_passages(folder: Path, size: int = 1800) -> Iterator[str]:
     """Passages of about `size` characters, cut between paragraphs."""
     for record in records(folder / "gutenberg-children.jsonl.xz"):

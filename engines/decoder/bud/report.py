@@ -68,3 +68,12 @@ def write_report(path: Path, runs: list[Outputs], figures: dict[str, float]) -> 
     shares = {run.title: [run.score.noun_share, run.score.no_repeat_share] for run in runs}
     lines += ["", "```json", json.dumps({**figures, **shares}), "```"]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_credits(path: Path, lines: list[str]) -> None:
+    """The authors of the CC-BY stories, beside the model."""
+    head = "# Authors of the CC-BY children's stories that bud learnt from"
+    note = "From the Global African Storybook and Pratham Books collections, CC-BY, used as training text."
+    path.write_text(
+        "\n".join([head, "", note, "", *(f"- {line}" for line in lines)]) + "\n", encoding="utf-8"
+    )
