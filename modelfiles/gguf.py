@@ -175,12 +175,7 @@ class GgufFile:
             if size < len(MAGIC):
                 raise GgufError(f"a file of {size} bytes is no GGUF", 0)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        view = memoryview(mapped)
-        try:
-            return GgufFile(path, view)
-        except BaseException:
-            _release(view)
-            raise
+        return GgufFile(path, memoryview(mapped))
 
     @property
     def architecture(self) -> str:
@@ -198,8 +193,8 @@ class GgufFile:
         return np.frombuffer(self._buffer, np.uint8, tensor.size, tensor.offset)
 
     def close(self) -> None:
-        """Drop the map; it stays until the last view of it is gone."""
-        _release(self._buffer)
+        """Let go of the map; it goes when the last view of it (an array, the metadata) is gone."""
+        self._buffer = memoryview(b"")
 
     def __enter__(self) -> GgufFile:
         return self
@@ -208,15 +203,6 @@ class GgufFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _release(view: memoryview) -> None:
-    try:
-        mapped = view.obj
-        view.release()
-        mapped.close()  # type: ignore[attr-defined]
-    except BufferError:
-        pass  # arrays still look at it: the operating system unmaps when they go
 
 
 def _read_header(cursor: _Cursor) -> tuple[int, int, int]:

@@ -31,8 +31,9 @@ from modelfiles.tokenizer_spm import (
     piece_bytes,
 )
 from modelfiles.tokenizer_tiktoken import from_ranks, is_ranks
+from modelfiles.vocabulary import Vocabulary
 
-__all__ = ["Tokenizer", "TokenizerError", "load_tokenizer"]
+__all__ = ["Tokenizer", "TokenizerError", "load_tokenizer", "load_vocabulary"]
 
 MAX_TOKENIZER_BYTES: Final = 256 << 20
 
@@ -42,6 +43,15 @@ def load_tokenizer(files: Sequence[ModelFile]) -> Tokenizer:
 
     Raises `TokenizerError` when none is there or it is broken, `OSError` when a file cannot be read.
     """
+    return _open(files).prepare()
+
+
+def load_vocabulary(files: Sequence[ModelFile]) -> Vocabulary:
+    """The table of tokens alone: half the time of `load_tokenizer`, and no library reads the files."""
+    return _open(files).vocabulary()
+
+
+def _open(files: Sequence[ModelFile]) -> SpanTokenizer:
     special = read_special_tokens(files)
     if (file := file_named(files, "tokenizer.json")) is not None:
         return from_json(_read(file), special)
@@ -93,13 +103,12 @@ def from_sentencepiece(data: bytes, special: SpecialTokens) -> SpanTokenizer:
         bos_id=model.bos_id,
         eos_id=model.eos_id,
     )
-    return SpanTokenizer(table, SentencePieceEncoder(closed, special.legacy is not False))
+    return SpanTokenizer(table, lambda: SentencePieceEncoder(closed, special.legacy is not False))
 
 
 def _from_gguf(file: ModelFile) -> SpanTokenizer:
     try:
-        with GgufFile.open(file.path) as opened:
-            return from_metadata(opened.metadata)
+        return from_metadata(GgufFile.open(file.path).metadata)
     except GgufError as error:
         raise TokenizerError(f"{file.name}: {error}") from error
 

@@ -7,7 +7,7 @@ produce a control token; `SpanTokenizer` adds control tokens, BOS and decoding. 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Protocol
@@ -96,13 +96,27 @@ def end_ids(
 
 
 class SpanTokenizer:
-    """A tokenizer made of a table and an encoder for plain text."""
+    """A tokenizer made of a table and an encoder for plain text, which is made when it is first needed.
 
-    def __init__(self, table: TokenTable, encoder: PlainEncoder) -> None:
-        self.table, self._encoder = table, encoder
+    Whoever wants the table alone thus never hands a stranger's vocabulary to a library.
+    """
+
+    def __init__(self, table: TokenTable, make_encoder: Callable[[], PlainEncoder]) -> None:
+        self.table, self._make_encoder = table, make_encoder
         self.bos_token = table.name_of(table.bos_token_id)
         self.eos_token = table.name_of(table.eos_token_id)
         self._never_from_text = table.control - {table.unknown_token_id}
+
+    @cached_property
+    def _encoder(self) -> PlainEncoder:
+        encoder = self._make_encoder()
+        del self._make_encoder  # and what it held: merges, pieces, a mapped file
+        return encoder
+
+    def prepare(self) -> SpanTokenizer:
+        """Make the encoder now. Raises `TokenizerError` for a vocabulary that the library refuses."""
+        self._encoder  # noqa: B018
+        return self
 
     @cached_property
     def _specials(self) -> _SpecialFinder:

@@ -157,7 +157,7 @@ def _sentencepiece(ggml: _Ggml) -> SpanTokenizer:
         bos_id=ggml.special.get("bos_token_id", -1),
         eos_id=ggml.special.get("eos_token_id", -1),
     )
-    return SpanTokenizer(table, SentencePieceEncoder(model))
+    return SpanTokenizer(table, lambda: SentencePieceEncoder(model))
 
 
 def _pieces(ggml: _Ggml) -> list[Piece]:
@@ -178,11 +178,13 @@ def _metaspace(ggml: _Ggml) -> SpanTokenizer:
     prefix = ggml.flags.get("add_space_prefix", not gemma)
     pieces = _pieces(ggml)
     table = _table(ggml, lambda index: piece_bytes(pieces[index]), True, prefix)
-    ids = {text: index for text, index in ggml.ids.items() if index not in table.control}
-    encoder = MetaspaceEncoder(
-        ids, split_merges(ggml.merges, ids), _user_defined(ggml, table), prefix, cut_newlines=gemma
-    )
-    return SpanTokenizer(table, encoder)
+
+    def make_encoder() -> PlainEncoder:
+        ids = {text: index for text, index in ggml.ids.items() if index not in table.control}
+        merges = split_merges(ggml.merges, ids)
+        return MetaspaceEncoder(ids, merges, _user_defined(ggml, table), prefix, cut_newlines=gemma)
+
+    return SpanTokenizer(table, make_encoder)
 
 
 def _byte_level(ggml: _Ggml) -> SpanTokenizer:
@@ -192,11 +194,12 @@ def _byte_level(ggml: _Ggml) -> SpanTokenizer:
         known = ", ".join(sorted(PRE_TOKENIZERS))
         raise TokenizerError(f"pre-tokenizer {ggml.pre!r} is not known; these are: {known}")
     table = _table(ggml, _byte_level_reader(ggml), cut.add_bos)
-    ids = {text: index for text, index in ggml.ids.items() if index not in table.control}
-    encoder: PlainEncoder = ByteLevelEncoder(
-        ids, split_merges(ggml.merges, ids), cut, _user_defined(ggml, table)
-    )
-    return SpanTokenizer(table, encoder)
+
+    def make_encoder() -> PlainEncoder:
+        ids = {text: index for text, index in ggml.ids.items() if index not in table.control}
+        return ByteLevelEncoder(ids, split_merges(ggml.merges, ids), cut, _user_defined(ggml, table))
+
+    return SpanTokenizer(table, make_encoder)
 
 
 def _byte_level_reader(ggml: _Ggml) -> Callable[[int], bytes]:

@@ -43,7 +43,8 @@ def from_json(data: bytes, special: SpecialTokens) -> SpanTokenizer:
     document = _parse(data)
     table = _table(document, special)
     closed = _closed(document, table.control)
-    return SpanTokenizer(table, JsonEncoder(closed, None if _differs(closed, document.whole) else data))
+    source = None if _differs(closed, document.whole) else data
+    return SpanTokenizer(table, lambda: JsonEncoder(closed, source))
 
 
 class JsonEncoder:
@@ -51,25 +52,30 @@ class JsonEncoder:
 
     def __init__(self, document: dict[str, Any], source: bytes | None = None) -> None:
         """`source` is the text of the document where that is at hand: it saves writing 30 MB of JSON anew."""
-        self._document = document
         self._tokenizer = _load(document, source)
+        self._without_prefix = _without_first_prefix(document)
 
     @cached_property
     def _continuing(self) -> Any:
         """The same tokenizer without a space before its first word, where the file asks for `first` only."""
-        cut = self._document.get("pre_tokenizer") or {}
-        steps = cut.get("pretokenizers", [cut])
-        if not any(step.get("prepend_scheme") == "first" for step in steps):
-            return self._tokenizer
-        changed = [step | {"prepend_scheme": "never"} if "prepend_scheme" in step else step for step in steps]
-        cut = cut | {"pretokenizers": changed} if "pretokenizers" in cut else changed[0]
-        return _load(self._document | {"pre_tokenizer": cut})
+        return self._tokenizer if self._without_prefix is None else _load(self._without_prefix)
 
     def encode(self, text: str, first: bool) -> list[int]:
         """Ids of a stretch of plain text."""
         tokenizer = self._tokenizer if first else self._continuing
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+
+def _without_first_prefix(document: dict[str, Any]) -> dict[str, Any] | None:
+    """The document changed to put no space before the first word; None where it does not do so only there."""
+    cut = document.get("pre_tokenizer") or {}
+    steps = cut.get("pretokenizers", [cut])
+    if not any(step.get("prepend_scheme") == "first" for step in steps):
+        return None
+    changed = [step | {"prepend_scheme": "never"} if "prepend_scheme" in step else step for step in steps]
+    cut = cut | {"pretokenizers": changed} if "pretokenizers" in cut else changed[0]
+    return document | {"pre_tokenizer": cut}
 
 
 def _parse(data: bytes) -> _Document:

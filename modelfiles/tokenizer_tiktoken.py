@@ -92,8 +92,12 @@ def from_ranks(data: bytes, special: SpecialTokens) -> SpanTokenizer:
         end_token_ids=ends,
         add_bos=bos is not None and special.add_bos is not False,
     )
-    vocabulary = {byte_level_text(piece): index for index, piece in enumerate(ranks)}
-    return SpanTokenizer(table, ByteLevelEncoder(vocabulary, _merges(vocabulary), PRE_TOKENIZERS[kind.cut]))
+
+    def make_encoder() -> ByteLevelEncoder:
+        vocabulary = {byte_level_text(piece): index for index, piece in enumerate(ranks)}
+        return ByteLevelEncoder(vocabulary, _merges(vocabulary), PRE_TOKENIZERS[kind.cut])
+
+    return SpanTokenizer(table, make_encoder)
 
 
 def _parse(data: bytes) -> list[bytes]:

@@ -95,10 +95,11 @@ def test_tensor_round_trip(tmp_path: Path, alignment: int | None) -> None:
 def test_views_outlive_the_file_object(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", METADATA, [("t", np.arange(1000, dtype=np.float32))])
     opened = GgufFile.open(tmp_path / "m.gguf")
-    view = opened.data("t")
+    view, strings = opened.data("t"), opened.metadata["list.strings"]
     opened.close()
     del opened
     gc.collect()
+    assert list(strings) == METADATA["list.strings"]
     assert view.view(np.float32)[999] == 999
 
 

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from modelfiles.files import FileRole, ModelFile
 from modelfiles.gguf_writer import write_gguf
-from modelfiles.tokenizer import Tokenizer, TokenizerError, from_sentencepiece, load_tokenizer
+from modelfiles.tokenizer import (
+    Tokenizer,
+    TokenizerError,
+    from_sentencepiece,
+    load_tokenizer,
+    load_vocabulary,
+)
 from modelfiles.tokenizer_bpe import byte_level_bytes, byte_level_text
 from modelfiles.tokenizer_special import SpecialTokens
 from modelfiles.tokenizer_spm import (
@@ -234,6 +240,11 @@ def test_vocabulary_agrees_with_the_tokenizer(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([*table.end_token_ids, 10**9, -1]) == ""
 
 
+def test_vocabulary_alone_is_the_same(tmp_path: Path) -> None:
+    file = gguf_of(tmp_path, {})
+    assert load_vocabulary([file]) == load_tokenizer([file]).vocabulary()
+
+
 def test_end_tokens_are_found_by_string(tmp_path: Path) -> None:
     assert sentencepiece(tmp_path).vocabulary().end_token_ids == (IDS["<eos>"], IDS["<end_of_turn>"])
     assert gguf_llama(tmp_path).vocabulary().end_token_ids == (IDS["<eos>"], IDS["<end_of_turn>"])
@@ -394,7 +405,7 @@ def test_a_thousand_mutated_sentencepiece_files_load_or_are_refused() -> None:
         if chance.random() < 0.2:
             del data[chance.randrange(len(data)) :]
         try:
-            made = from_sentencepiece(bytes(data), SpecialTokens())
+            made = from_sentencepiece(bytes(data), SpecialTokens()).prepare()
         except TokenizerError:
             continue
         assert isinstance(made.decode(made.encode("hello 🦊 <eos>")), str)
