@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -18,12 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 from tests.gateway.live import LiveServer, live_server
 
+ECHO_PORT = 18_977
 HEADERS = "Host: localhost\r\nContent-Type: application/json\r\n"
 ECHO = """
 import sys, uvicorn
@@ -97,21 +100,24 @@ async def round_trips(port: int, body: bytes, count: int) -> list[float]:
     return times[len(times) // 10 :]
 
 
-async def echo_times(count: int) -> list[float]:
-    """The same for a bare FastAPI application."""
-    port = 18_977
-    process = subprocess.Popen([sys.executable, "-c", ECHO, str(port)])
+@contextlib.contextmanager
+def echo_server() -> Iterator[None]:
+    """A bare FastAPI application, to compare with."""
+    process = subprocess.Popen([sys.executable, "-c", ECHO, str(ECHO_PORT)])
     try:
-        for _ in range(100):
-            await asyncio.sleep(0.1)
-            try:
-                return await round_trips(port, request("/echo", {"prompt": "x"}), count)
-            except ConnectionRefusedError:
-                continue
-        raise RuntimeError("the echo server did not start")
+        yield
     finally:
         process.kill()
         process.wait()
+
+
+async def echo_times(count: int) -> list[float]:
+    """The same as `round_trips`, for the echo server once it is up."""
+    for _ in range(300):
+        await asyncio.sleep(0.1)
+        with contextlib.suppress(ConnectionRefusedError):
+            return await round_trips(ECHO_PORT, request("/echo", {"prompt": "x"}), count)
+    raise RuntimeError("the echo server did not start")
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, float]:
@@ -123,7 +129,8 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float]:
         used = after.user + after.system - before.user - before.system
         short = {"model": "scripted", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
         mine = await round_trips(server.port, request("/v1/chat/completions", short), arguments.requests)
-    echo = await echo_times(arguments.requests)
+    with echo_server():
+        echo = await echo_times(arguments.requests)
     return {
         "streams": arguments.streams,
         "tokens": tokens,
