@@ -166,6 +166,17 @@ def half_split_rows(config: DecoderConfig, name: str, rows: npt.NDArray[AnyNumbe
     return np.ascontiguousarray(grouped).reshape(rows.shape)
 
 
+def interleaved_rows(
+    config: DecoderConfig, name: str, rows: npt.NDArray[AnyNumber]
+) -> npt.NDArray[AnyNumber]:
+    """The inverse of `half_split_rows`, for writing."""
+    heads = _interleaved_heads(config, name)
+    if heads is None:
+        return rows
+    grouped = rows.reshape(heads[0], 2, heads[1] // 2, -1).swapaxes(1, 2)
+    return np.ascontiguousarray(grouped).reshape(rows.shape)
+
+
 def _regrouped_bias(config: DecoderConfig, name: str, tensor: Stored) -> Rows:
     """A vector's bytes, one element per row while they are regrouped."""
     elements = tensor.read().reshape(tensor.shape[0], -1)

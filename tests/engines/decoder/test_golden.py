@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 
 from engines.decoder import weights
-from engines.decoder.attention import inverse_frequencies
 from engines.decoder.cache import init_cache
 from engines.decoder.config import Rope
 from engines.decoder.model import Batch, forward, logits
+from engines.decoder.rope import inverse_frequencies
 from engines.decoder.weights.loading import LoadedModel
 
 TESTS = Path(__file__).resolve().parents[2]
