@@ -39,14 +39,14 @@ class Sink(Protocol):
     def end_call(self) -> None: ...
 
 
-def _skip_space(symbol: str | None = None) -> Symbols:
+def skip_space(symbol: str | None = None) -> Symbols:
     """The next symbol that is no white space; `symbol` is looked at first."""
     while symbol is None or symbol in SPACE:
         symbol = yield None
     return symbol
 
 
-def _read_string() -> Symbols:
+def read_string() -> Symbols:
     """A JSON string after its opening quote, decoded."""
     raw = ""
     while True:
@@ -133,17 +133,17 @@ class _JsonCall:
         self.argued = False
 
     def read(self) -> Generator[Wanted, str, None]:
-        symbol = yield from _skip_space()
+        symbol = yield from skip_space()
         while symbol != "}":
             if symbol != '"':
                 raise NotACall
-            key = yield from _read_string()
-            if (yield from _skip_space()) != ":":
+            key = yield from read_string()
+            if (yield from skip_space()) != ":":
                 raise NotACall
-            after = yield from self._member(key, (yield from _skip_space()))
-            symbol = yield from _skip_space(after)
+            after = yield from self._member(key, (yield from skip_space()))
+            symbol = yield from skip_space(after)
             if symbol == ",":
-                symbol = yield from _skip_space()
+                symbol = yield from skip_space()
             elif symbol != "}":
                 raise NotACall
         self._end()
@@ -156,7 +156,7 @@ class _JsonCall:
             self.named, self.kept, self.argued = inner.named, inner.kept, inner.argued
             return None
         if key in NAME_KEYS and first == '"' and not self.named:
-            self.sink.name((yield from _read_string()))
+            self.sink.name((yield from read_string()))
             self.named = True
             self._flush()
             return None
@@ -172,7 +172,7 @@ class _JsonCall:
         if first == "{":
             return (yield from _stream_value(first, self._argument_text))
         if first == '"':
-            text = yield from _read_string()
+            text = yield from read_string()
             _check_object(text)
             self._argument_text(text)
             return None
@@ -213,28 +213,28 @@ def _check_object(text: str) -> None:
 
 def read_json_calls(sink: Sink, closing: str | None = None) -> Reader:
     """JSON objects, alone, in an array, or separated by `,`, `;` and white space; ends at `closing`."""
-    symbol = yield from _skip_space()
+    symbol = yield from skip_space()
     in_array = symbol == "["
     if in_array:
-        symbol = yield from _skip_space()
+        symbol = yield from skip_space()
     while True:
         if symbol != "{":
             raise NotACall
         yield from _JsonCall(sink).read()
-        symbol = yield from _skip_space()
+        symbol = yield from skip_space()
         if symbol in (",", ";") or (symbol == "{" and not in_array):
-            symbol = symbol if symbol == "{" else (yield from _skip_space())
+            symbol = symbol if symbol == "{" else (yield from skip_space())
             continue
         if in_array:
             if symbol != "]":
                 raise NotACall
-            symbol = yield from _skip_space()
+            symbol = yield from skip_space()
         return None if symbol == closing else symbol
 
 
 def read_leading_json_calls(sink: Sink, closing: str | None = None) -> Reader:
     """Calls that are the whole answer: bare, or inside a Markdown code fence."""
-    symbol = yield from _skip_space()
+    symbol = yield from skip_space()
     if symbol != "`":
         reader = read_json_calls(sink)
         next(reader)
@@ -267,7 +267,7 @@ def _delegate(reader: Reader, first: str) -> Reader:
 
 def read_named_json_calls(sink: Sink, closing: str | None = None) -> Reader:
     """Mistral: a JSON array of calls, or `name[ARGS]{...}` as newer models write it."""
-    symbol = yield from _skip_space()
+    symbol = yield from skip_space()
     if symbol == "[":
         reader = read_json_calls(sink)
         next(reader)
@@ -280,135 +280,9 @@ def read_named_json_calls(sink: Sink, closing: str | None = None) -> Reader:
         symbol = yield None
     sink.name(name.strip())
     if symbol == "[ARGS]":
-        symbol = yield from _skip_space()
+        symbol = yield from skip_space()
     if symbol != "{":
         raise NotACall
     yield from _stream_value(symbol, sink.arguments)
     sink.end_call()
     return None
-
-
-class BraceCalls:
-    """`call:NAME{key:value,...}` of Gemma 4 and FunctionGemma, turned into JSON while it comes.
-
-    Strings stand between two `quote` markers, keys stand bare; numbers, booleans, lists and objects are as in
-    JSON, and a bare word is a string.
-    """
-
-    def __init__(self, quote: str) -> None:
-        self._quote = quote
-
-    def __call__(self, sink: Sink, closing: str | None = None) -> Reader:
-        for expected in "call:":
-            if (yield from _skip_space() if expected == "c" else _next()) != expected:
-                raise NotACall
-        name = ""
-        while (symbol := (yield None)) != "{":
-            name += symbol
-            if len(symbol) > 1 or len(name) > 256:
-                raise NotACall
-        sink.name(name.strip())
-        yield from self._object(sink.arguments, 1)
-        sink.end_call()
-        symbol = yield from _skip_space()
-        return None if symbol == closing else symbol
-
-    def _object(self, emit: Callable[[str], None], depth: int) -> Generator[Wanted, str, None]:
-        emit("{")
-        symbol = yield from _skip_space()
-        first = True
-        while symbol != "}":
-            if not first:
-                emit(",")
-            first = False
-            emit(json.dumps((yield from self._key(symbol)), ensure_ascii=False) + ":")
-            after = yield from self._value((yield from _skip_space()), emit, depth)
-            symbol = yield from _skip_space(after)
-            if symbol == ",":
-                symbol = yield from _skip_space()
-            elif symbol != "}":
-                raise NotACall
-        emit("}")
-
-    def _list(self, emit: Callable[[str], None], depth: int) -> Generator[Wanted, str, None]:
-        emit("[")
-        symbol = yield from _skip_space()
-        first = True
-        while symbol != "]":
-            if not first:
-                emit(",")
-            first = False
-            after = yield from self._value(symbol, emit, depth)
-            symbol = yield from _skip_space(after)
-            if symbol == ",":
-                symbol = yield from _skip_space()
-            elif symbol != "]":
-                raise NotACall
-        emit("]")
-
-    def _key(self, symbol: str) -> Symbols:
-        """A key up to its colon."""
-        key = ""
-        if symbol == self._quote:
-            while (symbol := (yield None)) != self._quote:
-                key += symbol
-            symbol = yield from _skip_space()
-        elif symbol == '"':
-            key = yield from _read_string()
-            symbol = yield from _skip_space()
-        else:
-            while symbol != ":":
-                if symbol in ("{", "}", "[", "]", ",") or len(symbol) > 1:
-                    raise NotACall
-                key += symbol
-                symbol = yield None
-        if symbol != ":":
-            raise NotACall
-        return key.strip()
-
-    def _value(self, symbol: str, emit: Callable[[str], None], depth: int) -> Reader:
-        if depth > MAX_DEPTH:
-            raise NotACall
-        if symbol == self._quote:
-            emit('"')
-            while (symbol := (yield ANY_TEXT)) != self._quote:
-                emit(json.dumps(symbol, ensure_ascii=False)[1:-1])
-            emit('"')
-            return None
-        if symbol == '"':
-            emit(json.dumps((yield from _read_string()), ensure_ascii=False))
-            return None
-        if symbol == "{":
-            yield from self._object(emit, depth + 1)
-            return None
-        if symbol == "[":
-            yield from self._list(emit, depth + 1)
-            return None
-        return (yield from self._bare(symbol, emit))
-
-    def _bare(self, symbol: str, emit: Callable[[str], None]) -> Symbols:
-        word = ""
-        while symbol not in (",", "}", "]"):
-            if len(symbol) > 1:
-                raise NotACall
-            word += symbol
-            symbol = yield None
-        emit(_bare_value(word.strip()))
-        return symbol
-
-
-def _next() -> Symbols:
-    return (yield None)
-
-
-def _bare_value(word: str) -> str:
-    """JSON for a word without quotes: itself when it is JSON, null for None, else a string."""
-    if word in ("None", "null"):
-        return "null"
-    if word in ("True", "False"):
-        return word.lower()
-    try:
-        value = json.loads(word, parse_constant=lambda name: name)
-    except ValueError:
-        value = None
-    return word if isinstance(value, int | float) else json.dumps(word, ensure_ascii=False)

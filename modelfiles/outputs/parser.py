@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Protocol
 
 from modelfiles.messages import ToolSpec
+from modelfiles.outputs.brace_calls import BraceCalls
 from modelfiles.outputs.call_readers import (
-    BraceCalls,
     read_json_calls,
     read_leading_json_calls,
     read_named_json_calls,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -268,3 +270,12 @@ def test_limits_are_per_rendering() -> None:
 def test_a_long_conversation_fits_the_limits() -> None:
     quadratic = "{% for m in messages %}{% for n in messages %}{% endfor %}{{ m }}{% endfor %}"
     assert len(render_jinja(quadratic, {"messages": ["x" * 1000] * 900})) == 900_000
+
+
+def test_the_templates_ollama_recognizes_all_compile_and_render(shared_data: Path) -> None:
+    found = json.loads((shared_data / "templates" / "ollama" / "index.json").read_text())
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    variables = {"messages": [*messages, messages[0]], "bos_token": "<s>", "eos_token": "</s>"}
+    assert len(found) >= 30
+    for entry in found:
+        assert "hi" in render_jinja(entry["template"], {**variables, "add_generation_prompt": True})
