@@ -1,7 +1,7 @@
 """The reader of the brace syntax in which Gemma 4 and FunctionGemma write calls.
 
-A generator fed symbol by symbol, like those of `call_readers`, whose helpers it uses; it turns arguments into
-JSON while they come. Used by `parser`.
+A generator fed symbol by symbol, like those of `call_readers`, with which it shares small readers; it turns
+arguments into JSON while they come. Used by `parser`.
 """
 
 from __future__ import annotations
