@@ -114,14 +114,11 @@ class BlobWriter:
 class BlobStore:
     """The blobs of one store and, for reading, of the read-only stores beside it."""
 
-    def __init__(
-        self, root: Path, disk: Disk, lock: StoreLock, extra_roots: Sequence[Path] = (), writable: bool = True
-    ) -> None:
+    def __init__(self, root: Path, disk: Disk, lock: StoreLock, extra_roots: Sequence[Path] = ()) -> None:
         self.root = root
         self.disk = disk
         self.lock = lock
         self.staging = root / "staging"
-        self.writable = writable
         self._roots = (root, *extra_roots)
 
     # reading

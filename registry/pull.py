@@ -96,11 +96,9 @@ class Puller:
         settings: ClientSettings,
         inspect: Inspect,
         identity_path: Path | None = None,
-        allow_local: bool = False,
     ) -> None:
         self._store = store
         self._inspect = inspect
-        self._allow_local = allow_local
         self._identity_path = identity_path or store.root.parent / "id_ed25519"
         self.transport = Transport(settings)
         self._downloader = Downloader(store, self.transport)

@@ -63,7 +63,7 @@ class Store:
         self.disk = disk
         self.writable = writable
         self.lock = StoreLock(root / "lock")
-        self.blobs = BlobStore(root, disk, self.lock, extra_roots, writable)
+        self.blobs = BlobStore(root, disk, self.lock, extra_roots)
         self.own = ManifestFolder(root, disk)
         self.intents = Intents(self.blobs)
         self._extra = [ManifestFolder(folder, disk) for folder in extra_roots]

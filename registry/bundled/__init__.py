@@ -69,8 +69,8 @@ def _publish(
     modelfile = Modelfile.parse(modelfile_path.read_text(encoding="utf-8"))
     with store.lease_empty() as lease:
         builder = ModelBuilder(store, lease)
-        # A package manager replaces files, it never writes into them: a second name for the bytes is enough.
-        layers = builder.store_parts([Part("model", None, weights, linkable=True)])
+        # Copied, not linked: whoever trains it anew may write into the file, and a blob must never change.
+        layers = builder.store_parts([Part("model", None, weights)])
         description = inspect([builder.model_file(layer) for layer in layers])
         assert not python_inspect.isawaitable(description)
         return builder.write(NAME, modelfile, fresh_base(layers, description), ())
