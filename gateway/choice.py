@@ -115,6 +115,11 @@ class Choice:
         return [*events, Finished(self._index, reason, counted, matched, context)]
 
     @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
+        return len(self._prompt)
+
+    @property
     def generated(self) -> int:
         """Tokens received so far."""
         return len(self._generated)

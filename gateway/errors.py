@@ -218,9 +218,22 @@ def describe(error: BaseException) -> Fault:
     return Fault(500, "internal error; the server's log has the details", "server_error", "internal_error")
 
 
-_FOREIGN_STATUS = {
+_FOREIGN_STATUS: dict[str, tuple[int, str]] = {
     "ModelNotFound": (404, "model_not_found"),
+    "BlobNotFound": (404, "blob_not_found"),
     "InvalidName": (400, "invalid_model_name"),
+    "ReadOnlyModel": (403, "read_only_model"),
+    "ModelCorrupt": (500, "model_corrupt"),
+    "InvalidManifest": (500, "model_corrupt"),
+    "DiskFull": (507, "disk_full"),
+    "StoreUnwritable": (500, "store_unwritable"),
+    "Unauthorized": (401, "source_unauthorized"),
+    "Gated": (401, "source_gated"),
+    "NotFound": (404, "source_not_found"),
+    "AddressRefused": (400, "address_refused"),
+    "ObjectChanged": (502, "source_changed"),
+    "Unavailable": (503, "source_unavailable"),
+    "SourceError": (502, "source_error"),
 }
 """Errors of registry and modelfiles by class name, so that neither is imported before it is needed."""
 
@@ -232,4 +245,6 @@ def _describe_foreign(error: BaseException) -> Fault | None:
         return None
     status, code = _FOREIGN_STATUS.get(type(error).__name__, (getattr(error, "status", 400), None))
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    return Fault(status, str(error), kind, code or getattr(error, "code", None))
+    code = code or getattr(error, "code", None)
+    should_retry = False if status in (500, 507) else None
+    return Fault(status, str(error), kind, code, None, getattr(error, "retry_after", None), should_retry)

@@ -52,6 +52,7 @@ class Gateway:
         self.background: dict[str, asyncio.Task[None]] = {}
         self.draining = False
         self._janitor: asyncio.Task[None] | None = None
+        self._warming: asyncio.Task[None] | None = None
 
     @classmethod
     def open(
@@ -66,8 +67,9 @@ class Gateway:
         return cls(settings, store, device, built_in or {})
 
     async def start(self) -> None:
-        """Begins to expire idle models; called on the loop that serves."""
+        """Begins to expire idle models and starts a worker; called on the loop that serves."""
         self._janitor = asyncio.ensure_future(self.manager.run())
+        self._warming = asyncio.ensure_future(self.sandbox.warm())
 
     def check_open(self) -> None:
         """Raises `ShuttingDown` once the server drains."""
@@ -84,6 +86,8 @@ class Gateway:
         for task in list(self.background.values()):
             task.cancel()
         await asyncio.gather(*self.background.values(), return_exceptions=True)
+        if self._warming is not None:
+            await asyncio.gather(self._warming, return_exceptions=True)
         await self.manager.close()
         await self.sandbox.close()
         await self.archive.close()

@@ -65,6 +65,14 @@ class Sandbox:
         work = asyncio.ensure_future(self._use(worker, call, result, deadline))
         return await asyncio.shield(work)  # a caller that goes away leaves the worker to finish in peace
 
+    async def warm(self) -> None:
+        """Starts a worker before anybody waits for it."""
+        worker = await self._idle.get()
+        try:
+            worker = worker or await self._replace(None)
+        finally:
+            self._idle.put_nowait(worker)
+
     async def _use(self, worker: _Worker | None, call: Any, result: type[Value], deadline: float) -> Value:
         """Runs one call on `worker`, or on a new one, and puts back what is fit for the next call."""
         try:

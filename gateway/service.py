@@ -10,19 +10,18 @@ import asyncio
 import math
 import time
 from array import array
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
-from engines.base import EncodeRequest, GenerateRequest, Grammar, StepOutput, Usage
+from engines.base import EncodeRequest, GenerateRequest, Grammar, Usage
 from gateway.catalog import Catalog, ServedModel
 from gateway.choice import Choice
-from gateway.errors import BadRequest, ContextOverflow, EngineFailure, ShuttingDown
+from gateway.errors import BadRequest, ContextOverflow
 from gateway.manager import Lease, ModelManager
 from gateway.metrics import Metrics
 from gateway.options import check_biases, max_tokens, resolve
 from gateway.planning import Planner
+from gateway.running import Events, Running, start_all
 from gateway.sandbox import Sandbox
 from gateway.sandbox_worker import (
     CheckGrammar,
@@ -38,12 +37,9 @@ from gateway.types import (
     CompletionRequest,
     EmbedRequest,
     Event,
-    Failed,
-    Finished,
     GenerationOptions,
     Rendered,
     ResolvedOptions,
-    StopCause,
     ToolChoice,
 )
 from modelfiles.messages import MediaPart, Message, ToolSpec
@@ -51,9 +47,6 @@ from modelfiles.outputs.parser import CONVENTIONS, make_parser
 from modelfiles.templates.source import TemplateSource
 
 GRAMMAR_SECONDS = 2.0
-MOST_AT_ONCE = 256
-"""Tokens filtered in one go: a few milliseconds."""
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,13 +282,13 @@ class Service:
                     len(job.prompt.token_ids), job.model.name, lease.runner.ready.limits.context
                 )
             requests = [self._engine_request(job, index, room) for index in range(job.options.n)]
-            streams = await _start_all(lease, requests)
+            streams = await start_all(lease, requests)
         except BaseException as error:
             lease.release(error)
             raise
         choices = [self._choice(job, index) for index in range(job.options.n)]
-        running = _Running(self._metrics, lease, streams, choices, job, started)
-        return _Events(running.iterate(), lease)
+        running = Running(self._metrics, lease, streams, choices, job.model.name, started)
+        return Events(running.iterate(), lease)
 
     def _engine_request(self, job: _Job, index: int, room: int) -> GenerateRequest:
         sampling = job.resolved.sampling
@@ -365,161 +358,6 @@ class Service:
     async def detokenize(self, model: ServedModel, token_ids: tuple[int, ...]) -> str:
         """The text of token ids."""
         return await self._sandbox.call(Detokenize(model.files, model.weights_digest, token_ids), str)
-
-
-class _Events(AsyncIterator[Event]):
-    """The events of a request. One that is closed, or lost before it was ever asked for an event, frees its
-    place all the same (a generator that never ran has no `finally`)."""
-
-    def __init__(self, batches: AsyncGenerator[list[Event], None], lease: Lease) -> None:
-        self._batches = batches
-        self._lease = lease
-        self._ready: deque[Event] = deque()
-
-    async def __anext__(self) -> Event:
-        while not self._ready:
-            self._ready.extend(await self._batches.__anext__())
-        return self._ready.popleft()
-
-    async def batch(self) -> list[Event]:
-        """The events that are there now, at least one; empty at the end."""
-        if not self._ready:
-            try:
-                return await self._batches.__anext__()
-            except StopAsyncIteration:
-                return []
-        ready, self._ready = list(self._ready), deque()
-        return ready
-
-    async def aclose(self) -> None:
-        await self._batches.aclose()
-        self._lease.release()
-
-    def __del__(self) -> None:
-        self._lease.release()
-
-
-class _Running:
-    """The running choices of one request; `iterate` ends them however it ends."""
-
-    def __init__(
-        self,
-        metrics: Metrics,
-        lease: Lease,
-        streams: list[AsyncIterator[StepOutput]],
-        choices: list[Choice],
-        job: _Job,
-        started: int,
-    ) -> None:
-        self._metrics = metrics
-        self._lease = lease
-        self._streams = streams
-        self._choices = choices
-        self._job = job
-        self._started = started
-
-    async def iterate(self) -> AsyncGenerator[list[Event], None]:
-        """Events in batches: what came in together goes out together."""
-        error: BaseException | None = None
-        try:
-            async for batch in self._merged():
-                if batch:
-                    yield batch
-        except Exception as raised:
-            error = raised
-            self._metrics.failed(self._job.model.name)
-            yield [Failed(ShuttingDown() if self._lease.cancelled else raised)]
-        finally:
-            for stream in self._streams:
-                await stream.aclose()  # type: ignore[attr-defined]
-            self._lease.release(error)
-
-    def _merged(self) -> AsyncIterator[list[Event]]:
-        if len(self._choices) == 1:
-            return self._one(0)
-        return merged([self._one(index) for index in range(len(self._choices))])
-
-    async def _one(self, index: int) -> AsyncIterator[list[Event]]:
-        """The events of one choice, to its end."""
-        job, choice, stream = self._job, self._choices[index], self._streams[index]
-        reason: StopCause = "stop"
-        usage: Usage | None = None
-        async for output in stream:
-            if output.token_ids and not choice.generated:
-                self._metrics.first_token(job.model.name, self._started)
-            for part in in_slices(output):
-                yield choice.push(part)
-            if output.finish_reason == "error":
-                raise EngineFailure(output.error or "the engine gave up on this request")
-            if output.finish_reason == "length":
-                reason = "length"
-            usage = output.usage or usage
-            if choice.stopped or output.finish_reason is not None:
-                break
-        usage = usage or Usage(prompt=len(job.prompt.token_ids), generated=choice.generated)
-        total = time.monotonic_ns() - self._started
-        last = choice.finish(reason, usage, self._lease.load_ns, total)
-        for event in last:
-            if isinstance(event, Finished):
-                self._metrics.finished(job.model.name, event.reason, event.usage)
-        yield last
-
-
-async def _start_all(lease: Lease, requests: list[GenerateRequest]) -> list[AsyncIterator[StepOutput]]:
-    """The streams of all choices, each accepted; none is left running when one is refused."""
-    streams: list[AsyncIterator[StepOutput]] = []
-    try:
-        for request in requests:
-            streams.append(await lease.runner.generate(request))
-    except BaseException:
-        for stream in streams:
-            await stream.aclose()  # type: ignore[attr-defined]
-        raise
-    return streams
-
-
-def in_slices(output: StepOutput) -> Iterable[StepOutput]:
-    """An output that a slow reader let grow, in pieces that do not hold up everyone else."""
-    if len(output.token_ids) <= MOST_AT_ONCE:
-        return (output,)
-    return (
-        replace(
-            output,
-            token_ids=output.token_ids[start : start + MOST_AT_ONCE],
-            logprobs=output.logprobs[start : start + MOST_AT_ONCE],
-            prompt_logprobs=output.prompt_logprobs if start == 0 else (),
-        )
-        for start in range(0, len(output.token_ids), MOST_AT_ONCE)
-    )
-
-
-async def merged(sources: list[AsyncIterator[Item]]) -> AsyncIterator[Item]:
-    """Items of all sources as they come; the first failure ends all."""
-    queue: asyncio.Queue[Item | Exception | None] = asyncio.Queue(maxsize=64)
-
-    async def pump(source: AsyncIterator[Item]) -> None:
-        try:
-            async for item in source:
-                await queue.put(item)
-            await queue.put(None)
-        except Exception as error:
-            await queue.put(error)
-
-    pumps = [asyncio.ensure_future(pump(source)) for source in sources]
-    try:
-        running = len(pumps)
-        while running:
-            item = await queue.get()
-            if item is None:
-                running -= 1
-            elif isinstance(item, Exception):
-                raise item
-            else:
-                yield item
-    finally:
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
 
 
 def offered_tools(tools: tuple[ToolSpec, ...], choice: ToolChoice) -> tuple[ToolSpec, ...]:

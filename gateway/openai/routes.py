@@ -20,7 +20,7 @@ from gateway.openai.convert import chat_request, chosen_from, completion_request
 from gateway.openai.keeping import owner_of, saved
 from gateway.openai.schema import ChatBody, CompletionBody, EmbeddingBody
 from gateway.openai.stored import store_chat
-from gateway.service import merged
+from gateway.running import merged
 from gateway.streaming import EventStream, JSONReply, encoded, unless_gone
 from gateway.types import ChatRequest, CompletionRequest, EmbedRequest, Event, Failed
 

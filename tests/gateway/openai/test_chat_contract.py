@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import struct
@@ -354,20 +355,15 @@ def test_tokens_of_a_text(http: httpx.Client) -> None:
 def test_closing_the_connection_frees_the_slot_within_a_second(
     http: httpx.Client, client: openai.OpenAI
 ) -> None:
-    def running() -> float:
-        text = http.get("/metrics").text
-        rows = [line for line in text.splitlines() if line.startswith("gemmule:num_requests_running{")]
-        return sum(float(row.rsplit(" ", 1)[1]) for row in rows)
-
     body = {"model": MODEL, "messages": ASK, "stream": True}
     slow = script("x", {"text": "y", "delay_ms": 60_000})
     with http.stream("POST", "/v1/chat/completions", json=body | slow) as reply:
         next(reply.iter_bytes())
-        assert running() == 1
+        assert users(http) == 1
     deadline = time.monotonic() + 1
-    while running() and time.monotonic() < deadline:
+    while users(http) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert running() == 0
+    assert users(http) == 0
 
 
 def test_the_best_of_several(client: openai.OpenAI) -> None:
@@ -387,3 +383,43 @@ def test_documents_are_ranked(http: httpx.Client) -> None:
     assert results[0]["relevance_score"] == pytest.approx(1, abs=1e-5)
     assert len(results) == 2
     assert results[0]["document"] == {"text": "fox"}
+
+
+@pytest.mark.slow
+def test_silence_is_filled_with_single_comment_lines(http: httpx.Client, client: openai.OpenAI) -> None:
+    slow = script("x", {"text": "y", "delay_ms": 21_000})
+    body = {"model": MODEL, "messages": ASK, "stream": True}
+    reply = http.post("/v1/chat/completions", json=body | slow, timeout=60)
+    assert reply.text.count(": keepalive\n") >= 2
+    assert "\n: keepalive\n\n" not in reply.text.replace("\n\n: keepalive\n", "\n\n<alive>")
+    assert ": ping" not in reply.text
+    assert reply.text.endswith("data: [DONE]\n\n")
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=ASK,
+        stream=True,
+        timeout=60,
+        extra_body=script("x", {"text": "y", "delay_ms": 11_000}),
+    )
+    assert "".join(c.choices[0].delta.content or "" for c in stream) == "xy"
+
+
+def test_a_stream_that_is_never_read_frees_its_place(http: httpx.Client) -> None:
+    body = {"model": MODEL, "messages": ASK, "stream": True} | script({"text": "a", "delay_ms": 30_000})
+    for _ in range(20):
+        with contextlib.suppress(httpx.ReadTimeout):
+            http.post("/v1/chat/completions", json=body, timeout=0.05)
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline and (left := users(http)):
+        time.sleep(0.05)
+    assert not left
+
+
+def users(http: httpx.Client) -> float:
+    """Requests that hold a place now."""
+    rows = [
+        row
+        for row in http.get("/metrics").text.splitlines()
+        if row.startswith("gemmule:num_requests_running{")
+    ]
+    return sum(float(row.rsplit(" ", 1)[1]) for row in rows)
