@@ -253,7 +253,7 @@ def _sample_candidates(
     """A token per row from its candidates, and whether it is the one the whole vocabulary would give.
 
     It is when the filters leave nothing outside the candidates, or when there are no filters and the number
-    drawn falls into the candidates' share.
+    drawn falls into the candidates' share. Typical sampling, rarely asked for, is left to the long way.
     """
     weights = jnp.exp(candidates.values)  # [B, C], the largest is 1
     count = weights.shape[1]
@@ -262,17 +262,13 @@ def _sample_candidates(
     all_here = jnp.where(unfiltered_k, count == size, settings.top_k <= count)  # nothing else passes top-k
     typical = settings.typical_p < 1.0
     kept = jnp.arange(count) < k[:, None]
-    kept = jnp.where(
-        (all_here & typical)[:, None], _typical(candidates.values, kept, settings.typical_p), kept
-    )
     kept_total = jnp.sum(jnp.where(kept, weights, 0.0), axis=-1)
     whole = jnp.where(all_here, kept_total, total)
     before = jnp.cumsum(jnp.where(kept, weights, 0.0), axis=-1) - weights
     inside_p = before < (settings.top_p * whole)[:, None]
-    highest = jnp.max(jnp.where(kept, weights, 0.0), axis=-1)
-    inside_min = weights >= (settings.min_p * highest)[:, None]
+    inside_min = weights >= settings.min_p[:, None]
     final = kept & jnp.where((settings.top_p < 1.0)[:, None], inside_p, True) & inside_min
-    complete = all_here | (unfiltered_k & ~typical & ~final[:, -1])
+    complete = ~typical & (all_here | (unfiltered_k & ~final[:, -1]))
     filtered = ~unfiltered_k | typical | (settings.top_p < 1.0) | (settings.min_p > 0.0)
     mass = jnp.where(final, weights, 0.0)
     own = jnp.sum(mass, axis=-1)
