@@ -40,8 +40,9 @@ struct Attention {
   template <int G>
   static void score(const AttentionTask& task, int64_t base, const float* query, int64_t first, int64_t count,
                     float* scores) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t key = base + (first + i) % task.length * task.size;
+    int64_t cell = first % task.length;
+    for (int64_t i = 0; i < count; ++i, cell = cell + 1 < task.length ? cell + 1 : 0) {
+      const int64_t key = base + cell * task.size;
       F sum[G];
       for (int g = 0; g < G; ++g) sum[g] = V::set(0.0f);
       for (int64_t h = 0; h < task.size; h += 16) {
@@ -69,18 +70,35 @@ struct Attention {
     *total = sum;
   }
 
+  // Sums of `C` vectors of values from place `h` on; more at once read whole cache lines and share the weights.
+  template <int G, int C>
+  static void mix_columns(const AttentionTask& task, int64_t base, const float* weights, int64_t first, int64_t count,
+                          int64_t h, float* const* sums) {
+    F sum[G][C];
+    for (int g = 0; g < G; ++g)
+      for (int c = 0; c < C; ++c) sum[g][c] = V::set(0.0f);
+    int64_t cell = first % task.length;
+    for (int64_t i = 0; i < count; ++i, cell = cell + 1 < task.length ? cell + 1 : 0) {
+      const int64_t value = base + cell * task.size + h;
+      F v[C];
+      for (int c = 0; c < C; ++c) v[c] = row(task, task.values, value + 16 * c);
+      for (int g = 0; g < G; ++g) {
+        const F weight = V::set(weights[g * kSpan + i]);
+        for (int c = 0; c < C; ++c) sum[g][c] = V::fma(v[c], weight, sum[g][c]);
+      }
+    }
+    for (int g = 0; g < G; ++g)
+      for (int c = 0; c < C; ++c) V::store(sums[g] + h + 16 * c, sum[g][c]);
+  }
+
   template <int G>
   static void mix(const AttentionTask& task, int64_t base, const float* weights, int64_t first, int64_t count,
                   float* const* sums) {
-    for (int64_t h = 0; h < task.size; h += 16) {
-      F sum[G];
-      for (int g = 0; g < G; ++g) sum[g] = V::set(0.0f);
-      for (int64_t i = 0; i < count; ++i) {
-        const F v = row(task, task.values, base + (first + i) % task.length * task.size + h);
-        for (int g = 0; g < G; ++g) sum[g] = V::fma(v, V::set(weights[g * kSpan + i]), sum[g]);
-      }
-      for (int g = 0; g < G; ++g) V::store(sums[g] + h, sum[g]);
-    }
+    constexpr int kColumns = G <= 4 ? 4 : 2;
+    int64_t h = 0;
+    for (; h + 16 * kColumns <= task.size; h += 16 * kColumns)
+      mix_columns<G, kColumns>(task, base, weights, first, count, h, sums);
+    for (; h < task.size; h += 16) mix_columns<G, 1>(task, base, weights, first, count, h, sums);
   }
 
   template <int G>
