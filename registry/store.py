@@ -8,8 +8,10 @@ network. The layout is Ollama's.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,6 +70,7 @@ class Store:
         self.intents = Intents(self.blobs)
         self._extra = [ManifestFolder(folder, disk) for folder in extra_roots]
         self._problems: tuple[Problem, ...] = ()
+        self._known: dict[Path, tuple[Entry, Model]] = {}
 
     @staticmethod
     def open(root: Path, extra_roots: Sequence[Path] = (), disk: Disk | None = None) -> Store:
@@ -107,7 +110,7 @@ class Store:
                 if entry.name.folded() in models:
                     continue
                 try:
-                    models[entry.name.folded()] = self._assemble(entry, folder)
+                    models[entry.name.folded()] = self._model(entry, folder)
                 except RegistryError as error:
                     where = str(entry.path.relative_to(folder.root))
                     problems.append(Problem(where, str(error), getattr(error, "digest", None)))
@@ -124,7 +127,7 @@ class Store:
 
     def get(self, name: ModelName | str) -> Model:
         """The model of that name; raises ModelNotFound, ModelCorrupt, InvalidName."""
-        return self._settled(_parsed(name), self._assemble)
+        return self._settled(_parsed(name), self._model)
 
     def _settled(self, name: ModelName, use: Callable[[Entry, ManifestFolder], T]) -> T:
         """What `use` makes of the name's manifest, again when the name was given away meanwhile.
@@ -147,6 +150,13 @@ class Store:
                 with contextlib.suppress(FileNotFoundError):
                     return folder.read(*found), folder
         raise ModelNotFound(name.display())
+
+    def _model(self, entry: Entry, folder: ManifestFolder) -> Model:
+        """The model of a manifest, remembered; that its files are still there is looked at every time."""
+        known = self._known.get(entry.path)
+        if known is None or known[0] is not entry or not _in_place(known[1]):
+            known = self._known[entry.path] = (entry, self._assemble(entry, folder))
+        return replace(known[1], parameters=dict(known[1].parameters))
 
     def _assemble(self, entry: Entry, folder: ManifestFolder) -> Model:
         def locate(layer: Layer) -> str:
@@ -190,7 +200,7 @@ class Store:
                     raise ModelCorrupt(f"cannot write '{name}': blob {digest} is not in the store", digest)
             old = self._old_blobs(name)
             path = self.own.write(name, data)
-            model = self._assemble(self.own.read(ModelName.of(*path.parts[-4:]), path), self.own)
+            model = self._model(self.own.read(ModelName.of(*path.parts[-4:]), path), self.own)
             return model, sweep(self, old - set(parsed.blobs()))
 
     def copy(self, source: ModelName | str, destination: ModelName | str) -> Model:
@@ -225,6 +235,7 @@ class Store:
                 raise ModelNotFound(wanted.display())
             old = self._old_blobs(wanted)
             self.own.remove(found[1])
+            self._known.pop(found[1], None)
             sweep(self, old)
 
     def _old_blobs(self, name: ModelName) -> set[str]:
@@ -281,6 +292,15 @@ class Store:
 
 def _parsed(name: ModelName | str) -> ModelName:
     return name if isinstance(name, ModelName) else ModelName.parse(name)
+
+
+def _in_place(model: Model) -> bool:
+    """Whether every file of the model still has its size; a cheap look, `fsck` is the thorough one."""
+    try:
+        files = itertools.chain(model.files, *model.adapters)
+        return all(os.stat(file.path).st_size == file.size for file in files)  # noqa: PTH116 - ten thousand
+    except OSError:
+        return False
 
 
 def _same(first: Path, second: Path) -> bool:
