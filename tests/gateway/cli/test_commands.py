@@ -1,7 +1,8 @@
-"""Commands as a user runs them, in processes of their own against a live server and a real store."""
+"""Commands as a user runs them, against a live server and a real store."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -26,23 +27,28 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def gemmule(server: LiveServer, tmp_path: Path) -> Run:
-    """Runs `gemmule ...` in a scratch folder with our server."""
+def gemmule(
+    server: LiveServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """Runs `gemmule ...` in a scratch folder with our server, in this process: starting one takes longer."""
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "HOME": str(tmp_path),
+        "GEMMULE_HOST": server.url,
+        "GEMMULE_MODELS": str(server.folder / "models"),
+        "GEMMULE_EXTRA_STORES": str(tmp_path / "none"),
+    }
 
     def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path),
-            "GEMMULE_HOST": server.url,
-            "GEMMULE_MODELS": str(server.folder / "models"),
-            "GEMMULE_EXTRA_STORES": str(tmp_path / "none"),
-            "PYTHONPATH": str(ROOT),
-        } | variables
-        command = [sys.executable, "-m", "gateway.cli.main", *arguments]
-        return subprocess.run(
-            command, input=stdin, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60,
-            check=False,
-        )  # fmt: skip
+        for name, value in (settings | variables).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = main(list(arguments))
+        written = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, written.out, written.err)
 
     return run
 
@@ -85,7 +91,6 @@ def test_answers_go_to_stdout_and_timings_to_stderr(gemmule: Run) -> None:
     assert out(gemmule("run", "scripted")) == "", "nothing asked: the model is loaded"
 
 
-@pytest.mark.slow
 def test_a_model_from_its_file_to_its_end(gemmule: Run, tmp_path: Path, shared_data: Path) -> None:
     write_stories(shared_data, tmp_path)
     assert gemmule("create", "cli/tale").stderr == "", "no bars when nobody watches"
