@@ -22,6 +22,7 @@ Role = Literal["embedding", "matrix", "norm", "vector", "experts"]
 """`matrix` and `embedding` may be stored quantised; `experts` are stacked matrices; the rest are float32."""
 
 KvType = Literal["bf16", "f32", "int8"]
+Device = Literal["cpu", "gpu"]
 
 PREFILL_CHUNK = 512
 """Most tokens one forward pass writes per sequence; rings are this much longer than their window."""
@@ -233,24 +234,54 @@ def activation_bytes(config: DecoderConfig, slots: int, chunk: int = PREFILL_CHU
     return chunk * per_token + 2 * scores + 3 * slots * config.vocabulary_size * 4
 
 
-def _stored(files: Sequence[ModelFile]) -> tuple[DecoderConfig, int]:
-    """The configuration and the bytes of the weights as stored, from the files' headers."""
+KERNEL_TYPES: dict[str, str] = {
+    "BF16": "BF16",
+    "Q8_0": "Q8_0",
+    "Q4_0": "Q4_0",
+    "Q4_K": "Q4_K",
+    "Q6_K": "Q6_K",
+    "Q5_0": "Q8_0",
+    "IQ4_NL": "Q8_0",
+}
+"""Storage types the C++ kernels multiply on a CPU, and what each is packed as; others become float32."""
+
+
+def held_bytes(shape: Sequence[int], block_type: str, device: Device, kernels: bool = True) -> int:
+    """Bytes a matrix of a storage type takes on a device, once loaded."""
+    if device == "gpu":
+        return stored_bytes(shape, block_type)
+    packed = KERNEL_TYPES.get(block_type) if kernels else None
+    return stored_bytes(shape, packed or "F32")
+
+
+def _held(files: Sequence[ModelFile], device: Device) -> tuple[DecoderConfig, int]:
+    """The configuration and the bytes of the loaded weights, from the files' headers."""
     from engines.decoder.weights.headers import read_headers
 
     headers = read_headers(files)
-    return headers.config, sum(stored_bytes(t.shape, t.block_type) for t in headers.used.values())
+    specs, total = param_specs(headers.config), 0
+    for name, tensor in headers.used.items():
+        packed = specs[name].role in ("matrix", "embedding", "experts")
+        total += held_bytes(tensor.shape, tensor.block_type if packed else "F32", device)
+    return headers.config, total
 
 
 RUNTIME_BYTES = 192 << 20
 """What a runner holds beside the model: interpreter, JAX, compiled programs (measured: about 180 MiB)."""
 
 
-def memory_needed(files: Sequence[ModelFile], slots: int, context: int, kv_type: KvType = "bf16") -> int:
+def memory_needed(
+    files: Sequence[ModelFile],
+    slots: int,
+    context: int,
+    kv_type: KvType = "bf16",
+    device: Device = "cpu",
+) -> int:
     """Bytes a runner needs to serve `slots` sequences of `context` tokens from these files.
 
-    Weights count as stored; header reading and arithmetic only. Raises the errors of `read_headers`.
+    Header reading and arithmetic only; on a CPU with the C++ kernels. Raises the errors of `read_headers`.
     """
-    config, weights = _stored(files)
+    config, weights = _held(files, device)
     return (
         weights
         + cache_bytes(config, slots, context, kv_type)
@@ -260,10 +291,14 @@ def memory_needed(files: Sequence[ModelFile], slots: int, context: int, kv_type:
 
 
 def largest_context(
-    files: Sequence[ModelFile], slots: int, budget_bytes: int, kv_type: KvType = "bf16"
+    files: Sequence[ModelFile],
+    slots: int,
+    budget_bytes: int,
+    kv_type: KvType = "bf16",
+    device: Device = "cpu",
 ) -> int:
     """The longest context that fits `budget_bytes`, at most the model's own; 0 when nothing fits."""
-    config, weights = _stored(files)
+    config, weights = _held(files, device)
     fixed = weights + activation_bytes(config, slots) + RUNTIME_BYTES
 
     def fits(context: int) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from engines.decoder import weights
-from engines.decoder.params import cache_bytes, largest_context, memory_needed, param_specs
+from engines.decoder.params import cache_bytes, held_bytes, largest_context, memory_needed, param_specs
 from engines.decoder.weights import WeightsError
 from modelfiles.files import ModelFile
 
@@ -154,7 +154,7 @@ def test_shards_are_joined(tmp_path: Path, to_safetensors: Writer, files_of: Lis
         index |= dict.fromkeys(part, shard)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     model = weights.load(files_of(tmp_path))
-    assert model.stored_types.keys() == {name for name in param_specs(model.config)}
+    assert model.stored_types.keys() == set(param_specs(model.config))
     assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == sum(a.size for a in tensors.values())
 
 
@@ -185,6 +185,22 @@ def test_estimates_follow_from_the_headers(write: Any) -> None:
     assert largest_context(files, 2, long) == 4096
     assert 1024 <= largest_context(files, 2, short) < 1024 + 128
     assert largest_context(files, 2, 1 << 20) == 0
+
+
+@pytest.mark.parametrize("container", ["stories_folder", "stories_bf16"])
+def test_the_estimate_is_what_loading_takes(container: str, request: pytest.FixtureRequest) -> None:
+    """Within what the kernels pad (rows to sixteen); float32 where there is no kernel for a type."""
+    files: list[ModelFile] = request.getfixturevalue(container)
+    model = weights.load(files)
+    native = "native" in model.kernels
+    specs = param_specs(model.config)
+    expected = sum(
+        held_bytes(
+            specs[name].shape, kind if specs[name].role in ("matrix", "embedding") else "F32", "cpu", native
+        )
+        for name, kind in model.stored_types.items()
+    )
+    assert expected <= model.nbytes <= 1.05 * expected
 
 
 def test_a_truncated_file_is_refused(stories_gguf: list[ModelFile], tmp_path: Path) -> None:
