@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from engines.base import LoadProgress
 from gateway.archive import Archive
 from gateway.auth import Authority, read_keys
 from gateway.catalog import Catalog, ServedModel
-from gateway.errors import ShuttingDown
+from gateway.errors import LoadError, ShuttingDown
 from gateway.manager import LoadPlan, ModelManager, Runner
 from gateway.memory import Device
 from gateway.metrics import Metrics
@@ -39,7 +40,7 @@ class Gateway:
         self.sandbox = Sandbox(settings.sandbox_workers)
         self.catalog = Catalog(store, self.sandbox, settings.aliases, built_in)
         self.manager = ModelManager(
-            start_runner,
+            partial(start_runner, silence=settings.load_timeout),
             budget=device.budget,
             max_loaded=settings.max_loaded,
             max_queue=settings.max_queue,
@@ -93,9 +94,30 @@ class Gateway:
         await self.archive.close()
 
 
-async def start_runner(plan: LoadPlan, on_progress: Callable[[LoadProgress], None]) -> Runner:
-    """Executes the runner that `plan` asks for."""
+async def start_runner(
+    plan: LoadPlan, on_progress: Callable[[LoadProgress], None], *, silence: float
+) -> Runner:
+    """Executes the runner that `plan` asks for.
+
+    Raises what the runner reports, or `LoadError` when it made no progress for `silence` seconds (for ever
+    when that is not positive).
+    """
     from engines.client import RunnerClient
     from engines.process import runner_command
 
-    return await RunnerClient.start(plan.load, command=runner_command(plan.engine), on_progress=on_progress)
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(silence if silence > 0 else None) as patience:
+
+            def progressed(progress: LoadProgress) -> None:
+                if silence > 0:
+                    patience.reschedule(loop.time() + silence)
+                on_progress(progress)
+
+            command = runner_command(plan.engine)
+            return await RunnerClient.start(plan.load, command=command, on_progress=progressed)
+    except TimeoutError:
+        raise LoadError(
+            f"{plan.name} made no progress for {silence:g} s while loading and was stopped; raise "
+            "GEMMULE_LOAD_TIMEOUT on a slow disk"
+        ) from None

@@ -204,10 +204,6 @@ VARIABLES = (
              "how long running requests may finish at shutdown"),
     Variable("sandbox_workers", "GEMMULE_SANDBOX_WORKERS", None, "2", _count,
              "processes that render, encode and parse strangers' bytes"),
-    Variable("no_prune", "GEMMULE_NOPRUNE", "OLLAMA_NOPRUNE", "0", parse_flag,
-             "keep unreferenced blobs at start"),
-    Variable("request_templates", "GEMMULE_REQUEST_TEMPLATES", None, "1", parse_flag,
-             "accept a Go template in /api requests"),
     Variable("debug", "GEMMULE_DEBUG", "OLLAMA_DEBUG", "0", parse_flag, "log more"),
 )  # fmt: skip
 
@@ -240,8 +236,6 @@ class Settings:
     aliases: tuple[Alias, ...]
     drain: float
     sandbox_workers: int
-    no_prune: bool
-    request_templates: bool
     debug: bool
 
     @classmethod
