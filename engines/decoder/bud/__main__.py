@@ -31,7 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--texts", type=Path, default=Path(default_texts), help="folder of the .jsonl.xz texts"
     )
-    parser.add_argument("--steps", type=int, default=960, help="optimiser steps of 8192 tokens")
+    parser.add_argument("--steps", type=int, default=940, help="optimiser steps of 8192 tokens")
     parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "bud", help="checkpoints and logs")
     parser.add_argument("--output", type=Path, default=ROOT / "registry" / "bundled", help="where bud goes")
     return parser.parse_args()

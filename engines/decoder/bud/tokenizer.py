@@ -95,7 +95,9 @@ class Tokenizer:
         ends = np.cumsum(lengths)
         for start, end in spans:
             first, last = np.searchsorted(ends, [start, end - 1], side="right")
-            weights[first : last + 1] = [noun_weight] * (last + 1 - first)
+            # The token after the noun weighs as much, or the model learns to go on with it for ever.
+            stop = min(int(last) + 2, len(weights))
+            weights[first:stop] = [noun_weight] * (stop - int(first))
         return weights
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
