@@ -88,6 +88,11 @@ class Lease:
         self.close()
 
 
+def _read_all(descriptor: int) -> str:
+    with os.fdopen(os.dup(descriptor), "r", encoding="utf-8") as file:
+        return file.read()
+
+
 def leased(folder: Path, disk: Disk) -> set[str]:
     """All digests under a living lease; leases of the dead are removed. Call under the exclusive lock."""
     found: set[str] = set()
@@ -100,7 +105,7 @@ def leased(folder: Path, disk: Disk) -> set[str]:
             if try_lock(descriptor):
                 disk.unlink(path)
             else:
-                found.update(path.read_text(encoding="utf-8").split())
+                found.update(_read_all(descriptor).split())  # not by name: its owner may give it up just now
         finally:
             os.close(descriptor)
     return found
