@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -236,3 +237,29 @@ def test_ten_thousand_models_are_listed_within_two_seconds(store: Store) -> None
     taken = time.process_time() - began
     print(f"10,000 models listed in {taken:.2f} s")
     assert taken < 2.0
+
+
+@pytest.mark.slow
+def test_leases_come_and_go_while_a_collection_reads_them(store: Store) -> None:
+    until = time.monotonic() + 1.5
+    errors: list[BaseException] = []
+
+    def churn() -> None:
+        while time.monotonic() < until:
+            with store.lease_empty() as lease:
+                lease.add(["sha256:" + "0" * 64])
+
+    def gather() -> None:
+        try:
+            while time.monotonic() < until:
+                store.collect_garbage()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=act) for act in (churn, churn, gather)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert not list((store.root / "leases").iterdir())
