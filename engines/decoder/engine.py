@@ -32,7 +32,6 @@ from engines.base import (
     OutOfMemory,
     Ready,
     RunnerStatus,
-    SamplingParams,
     StepOutput,
     TokenLogprob,
     Usage,
@@ -43,8 +42,17 @@ from engines.decoder.cache import DTYPES
 from engines.decoder.config import DecoderConfig
 from engines.decoder.plan import DecodeGroup, PrefillChunk, SampleMode, StepPlan
 from engines.decoder.prefix import Ring
-from engines.decoder.programs import Programs, Sampled, mask_words, neutral_settings
-from engines.decoder.sampling import BAD_LOGITS, MAX_BIAS, OK, TOP_LOGPROBS, Logprobs, Settings
+from engines.decoder.programs import Programs, Sampled, mask_words
+from engines.decoder.requests import (
+    Active,
+    check_request,
+    check_tokens,
+    logprob_entry,
+    sample_mode,
+    settings_arrays,
+    token_logprob,
+)
+from engines.decoder.sampling import BAD_LOGITS, OK, TOP_LOGPROBS, Logprobs, Settings
 from engines.decoder.scheduler import Scheduler
 from engines.grammar import GrammarCompiler, Matcher
 from engines.serving import StepResult, first_line, is_out_of_memory
@@ -57,25 +65,6 @@ STATUS_ERRORS = {
     BAD_LOGITS: "the model gave numbers that are not finite; its weights or its cache type may be damaged",
 }
 NOTHING_ALLOWED_ERROR = "the grammar and the logit bias forbid every token here"
-
-
-@dataclass(slots=True, eq=False)
-class Active:
-    """A request between submission and its last output."""
-
-    serial: int
-    request: GenerateRequest
-    matcher: Matcher | None
-    seed: int
-    submitted: float
-    stop_ids: frozenset[int]
-    started: float | None = None
-    first_token: float | None = None
-    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
-
-    @property
-    def wants_logprobs(self) -> bool:
-        return self.request.top_logprobs >= 0
 
 
 @dataclass(slots=True)
@@ -436,7 +425,7 @@ class DecoderEngine:
         for row, one in enumerate(active):
             if one is not None:
                 token, status = packed[row].tolist()
-                self._take_token(one, token, status, _token_logprob(one, logprobs, row, token))
+                self._take_token(one, token, status, token_logprob(one, logprobs, row, token))
 
     def _take_token(self, active: Active, token: int, status: int, logprob: TokenLogprob | None) -> None:
         """One sampled token of a running request: it goes on, or ends here."""
@@ -478,7 +467,7 @@ class DecoderEngine:
         if not active.prompt_logprobs:
             active.prompt_logprobs.append(None)
         for row, token in enumerate(score.targets):
-            active.prompt_logprobs.append(_entry(logprobs, row, token, count))
+            active.prompt_logprobs.append(logprob_entry(logprobs, row, token, count))
 
     def _scored(self, active: Active) -> tuple[TokenLogprob | None, ...]:
         """The prompt's log-probabilities, once."""
@@ -529,99 +518,6 @@ class DecoderEngine:
             prefill_ns=int((first - started) * 1e9),
             decode_ns=int((now - first) * 1e9),
         )
-
-
-# Requests as the programs want them
-
-
-def check_request(request: GenerateRequest, config: DecoderConfig) -> None:
-    """Raises `InvalidRequest` for what no program can run; the limits are named."""
-    size = config.vocabulary_size
-    check_tokens(request.prompt_token_ids, size)
-    if config.bidirectional:
-        raise InvalidRequest("this model embeds only; it does not generate text")
-    if request.max_tokens < 0:
-        raise InvalidRequest("max_tokens is negative; give 0 or more")
-    if request.attachments:
-        raise InvalidRequest("this model takes no images or sounds")
-    if request.top_logprobs > TOP_LOGPROBS:
-        raise InvalidRequest(
-            f"at most {TOP_LOGPROBS} log-probabilities per token, not {request.top_logprobs}"
-        )
-    bias = request.sampling.logit_bias
-    if len(bias) > MAX_BIAS:
-        raise InvalidRequest(f"logit_bias has {len(bias)} entries; at most {MAX_BIAS} are possible")
-    if any(not 0 <= token < size for token, _ in bias):
-        raise InvalidRequest(f"logit_bias names a token outside the vocabulary of {size}")
-    _check_sampling(request.sampling)
-
-
-def check_tokens(token_ids: Sequence[int], vocabulary_size: int) -> None:
-    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocabulary_size):
-        raise InvalidRequest(f"a token of the prompt is outside the vocabulary of {vocabulary_size}")
-
-
-BOUNDS: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, 100.0),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "typical_p": (0.0, 1.0),
-    "repeat_penalty": (1e-3, 1e3),
-    "presence_penalty": (-100.0, 100.0),
-    "frequency_penalty": (-100.0, 100.0),
-}
-"""Smallest and largest useful value of each sampling setting."""
-
-
-def _check_sampling(params: SamplingParams) -> None:
-    for name, (low, high) in BOUNDS.items():
-        value = getattr(params, name)
-        if not low <= value <= high:  # also refuses NaN
-            raise InvalidRequest(f"{name} is {value}; it must be between {low:g} and {high:g}")
-
-
-def sample_mode(request: GenerateRequest) -> SampleMode:
-    """Whether plain argmax gives this request's tokens."""
-    params = request.sampling
-    plain = SamplingParams(
-        temperature=0.0,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        typical_p=params.typical_p,
-        repeat_last_n=params.repeat_last_n,
-        seed=params.seed,
-    )
-    return "greedy" if params == plain and request.grammar is None and request.top_logprobs < 0 else "general"
-
-
-def settings_arrays(active: Sequence[Active | None], rows: int, vocabulary_size: int) -> Settings:
-    """Host arrays for a group; rows of requests that ended meanwhile, and padding, are greedy."""
-    settings = neutral_settings(rows, vocabulary_size)
-    for row, one in enumerate(active):
-        if one is None:
-            continue
-        params = one.request.sampling
-        for name in (*BOUNDS, "top_k", "repeat_last_n"):
-            getattr(settings, name)[row] = min(max(getattr(params, name), -(2**31)), 2**31 - 1)
-        settings.generated_from[row] = len(one.request.prompt_token_ids)
-        settings.seed[row] = one.seed >> 32 & 0xFFFFFFFF, one.seed & 0xFFFFFFFF
-        settings.masked[row] = one.matcher is not None
-        settings.logprobs[row] = one.wants_logprobs
-        for i, (token, value) in enumerate(params.logit_bias):
-            settings.bias_ids[row, i], settings.bias_values[row, i] = token, value
-    return settings
-
-
-def _token_logprob(active: Active, logprobs: Logprobs | None, row: int, token: int) -> TokenLogprob | None:
-    if logprobs is None or not active.wants_logprobs:
-        return None
-    return _entry(logprobs, row, token, active.request.top_logprobs)
-
-
-def _entry(logprobs: Logprobs, row: int, token: int, count: int) -> TokenLogprob:
-    ids, values = logprobs.top_ids[row, :count].tolist(), logprobs.top[row, :count].tolist()
-    return TokenLogprob(token, float(logprobs.chosen[row]), tuple(zip(ids, values, strict=True)))
 
 
 # Loading, in numbers
