@@ -91,7 +91,7 @@ class Choice:
                 self._thought_tokens += 1
             if self.stopped:
                 break
-        return events
+        return joined(events) if self._calls else events
 
     def finish(self, reason: StopCause, usage: Usage, load_ns: int, total_ns: int) -> list[Event]:
         """What was held back, and the end of the choice."""
@@ -178,6 +178,19 @@ class Choice:
         if not self._with_logprobs:
             return ()
         return tuple(token_text(mark, self._vocabulary) for mark in marks)
+
+
+def joined(events: list[Event]) -> list[Event]:
+    """Arguments of a call that came in together as one delta: clients parse all of them again at each."""
+    made: list[Event] = []
+    for event in events:
+        last = made[-1] if made else None
+        more = isinstance(event, ToolCallDelta) and event.id is None
+        if more and isinstance(last, ToolCallDelta) and last.id is None:
+            made[-1] = replace(last, arguments=last.arguments + event.arguments)  # type: ignore[union-attr]
+        else:
+            made.append(event)
+    return made
 
 
 def token_text(mark: TokenMark, vocabulary: Vocabulary) -> TokenText:
