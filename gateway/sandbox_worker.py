@@ -14,7 +14,7 @@ import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -87,6 +87,16 @@ class Turn:
 @dataclass(frozen=True, slots=True)
 class Describe:
     """What the weight files say about themselves -> `ModelDescription`."""
+
+    files: tuple[ModelFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Examine:
+    """As `Describe`, and refuses files that could not be served -> `ModelDescription`.
+
+    Every tensor's name, shape and numbers, and a tokenizer: what is published can be loaded.
+    """
 
     files: tuple[ModelFile, ...]
 
@@ -240,6 +250,18 @@ def describe_files(call: Describe) -> ModelDescription:
     return describe(call.files)
 
 
+def examine_files(call: Examine) -> ModelDescription:
+    from engines.decoder.weights import check_files, check_weights
+    from modelfiles.describe import describe
+    from modelfiles.tokenizer import load_vocabulary
+
+    description = describe(call.files)
+    skipped = check_files(call.files)
+    load_vocabulary(call.files)
+    check_weights(call.files)
+    return replace(description, skipped_tensors=skipped)
+
+
 def get_vocabulary(call: GetVocabulary) -> Vocabulary:
     return _tokenizers.get(call.files, call.digest).vocabulary()
 
@@ -360,6 +382,7 @@ CALLS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     function_type.__name__: (function_type, function)
     for function_type, function in (
         (Describe, describe_files),
+        (Examine, examine_files),
         (GetVocabulary, get_vocabulary),
         (Inspect, inspect_model),
         (Measure, measure),

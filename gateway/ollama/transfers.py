@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from fastapi import FastAPI
 
 from gateway.gateway import Gateway
-from gateway.sandbox_worker import Describe
+from gateway.sandbox_worker import Examine
 from modelfiles.description import ModelDescription
 from modelfiles.files import ModelFile
 from registry.progress import OnProgress
@@ -20,13 +20,15 @@ from registry.pull import ClientSettings, Puller
 from registry.reference import Reference
 
 INSPECT_SECONDS = 120.0
+SCANNED_BYTES_PER_SECOND = 50e6
 
 
 def inspector(gateway: Gateway) -> Callable[[Sequence[ModelFile]], Awaitable[ModelDescription]]:
-    """Reads the headers of strangers' weight files in a sandbox worker."""
+    """Examines strangers' weight files in a sandbox worker before a model of them is published."""
 
     async def inspect(files: Sequence[ModelFile]) -> ModelDescription:
-        return await gateway.sandbox.call(Describe(tuple(files)), ModelDescription, INSPECT_SECONDS)
+        seconds = INSPECT_SECONDS + sum(file.size for file in files) / SCANNED_BYTES_PER_SECOND
+        return await gateway.sandbox.call(Examine(tuple(files)), ModelDescription, seconds)
 
     return inspect
 

@@ -15,7 +15,12 @@ import httpx
 import psutil
 import pytest
 
-from tests.engines.decoder.llama2c import Llama2c, write_llama2c_gguf
+from tests.engines.decoder.llama2c import (
+    Llama2c,
+    write_llama2c_folder,
+    write_llama2c_gguf,
+    write_llama2c_tokenizer,
+)
 from tests.whole.conftest import Served
 
 pytestmark = pytest.mark.slow
@@ -184,3 +189,28 @@ def test_an_unknown_instruction_is_named_with_its_line(served: Served, tmp_path:
     done = served.command("create", "broken", "-f", str(modelfile), check=False)
     assert done.returncode != 0
     assert "line 2" in done.stderr
+
+
+def test_weights_that_could_not_be_served_are_refused_by_name(
+    served: Served, shared_data: Path, tmp_path: Path
+) -> None:
+    model = Llama2c(shared_data / "models" / "stories260K", "stories260K")
+    folder = tmp_path / "weights"
+    write_llama2c_folder(model, folder)
+    modelfile = tmp_path / "Modelfile"
+    modelfile.write_text(f"FROM {folder}\n", encoding="utf-8")
+
+    done = served.command("create", "unserved", "-f", str(modelfile), check=False)
+    assert done.returncode != 0
+    assert "tokenizer" in done.stderr
+
+    write_llama2c_tokenizer(model, folder / "tokenizer.model")
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-4:] = b"\xff\xff\xff\xff"  # the last weight becomes NaN
+    path.write_bytes(bytes(data))
+    done = served.command("create", "unserved", "-f", str(modelfile), check=False)
+    assert done.returncode != 0
+    assert "nan" in done.stderr.lower()
+    assert "model." in done.stderr
+    assert "unserved" not in served.command("list").stdout
