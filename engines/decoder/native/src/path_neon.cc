@@ -15,7 +15,7 @@
 #if defined(__clang__)
 GEMMULE_TARGET("dotprod")
 #else
-GEMMULE_TARGET("+dotprod")
+GEMMULE_TARGET("arch=armv8.2-a+dotprod")
 #endif
 #include "attention_kernels.h"
 #include "kernels.h"
