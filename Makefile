@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: lock setup serve test check fix bench golden parity contract gpu-smoke live-pull bud
+.PHONY: lock setup serve test check fix bench golden parity contract gpu-smoke live-pull crash bud
 
 setup: $(STAMP)
 
@@ -29,7 +29,7 @@ fix: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --group build -q
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header -q --group build
 
 lock:
 	$(LOCK) -o requirements/cpu.txt
@@ -39,7 +39,8 @@ lock:
 contract: $(STAMP)
 	$(BIN)/pytest -m contract --timeout 1200
 
-golden: $(STAMP)
+golden: $(STAMP) $(ORACLE)/.ready
+	$(PARITY) tests/parity/make_golden.py
 	GEMMULE_GOLDEN=1 $(BIN)/pytest -m "not slow and not gpu and not contract and not parity"
 
 ORACLE ?= .cache/oracle
@@ -50,8 +51,10 @@ $(ORACLE)/.ready:
 	$(ORACLE)/bin/pip install -q torch==2.13.0 transformers==5.23.0
 	@touch $@
 
+PARITY := OMP_NUM_THREADS=1 PYTHONPATH=. $(ORACLE)/bin/python
+
 parity: $(ORACLE)/.ready
-	$(ORACLE)/bin/python -m pytest tests/parity -m parity
+	$(PARITY) -m pytest tests/parity tests/modelfiles/templates/test_jinja_parity.py -m parity -W default --timeout 0
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench.kernels
@@ -62,6 +65,10 @@ bench: $(STAMP)
 
 bud: $(STAMP)
 	$(BIN)/python -m engines.decoder.bud
+
+crash: $(STAMP)
+	$(BIN)/python -m tests.registry.crash.sweep
+	$(BIN)/python -m tests.registry.crash.replay
 
 live-pull: $(STAMP)
 	$(BIN)/python -m tests.registry.live_pull

@@ -67,7 +67,7 @@ def prompt(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_golden_prompts(family: str) -> None:
-    """One file a family. GEMMULE_WRITE_GOLDEN=1 rewrites them; the diff is the review."""
+    """One file a family. GEMMULE_GOLDEN=1 rewrites them; the diff is the review."""
     template = FAMILIES[family]
     assert template is not None
     pieces = []
@@ -76,7 +76,7 @@ def test_golden_prompts(family: str) -> None:
         pieces.append(f"=== {name}{', tools' if tools else ''}\n{prompt(template, messages, tools)}\n")
     text = "".join(pieces)
     path = GOLDEN / f"{family}.txt"
-    if os.environ.get("GEMMULE_WRITE_GOLDEN"):
+    if os.environ.get("GEMMULE_GOLDEN"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
