@@ -6,34 +6,40 @@ Knows which routers there are and nothing of what they do. Called by `server` an
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import AsyncIterator
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from gateway import __version__
+from gateway import __version__, operations
+from gateway.anthropic import routes as anthropic_routes
 from gateway.auth import authorize
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound
 from gateway.faults import FaultBoundary, answer
 from gateway.gateway import Gateway
 from gateway.guard import Guard
+from gateway.ollama import routes as ollama_routes
+from gateway.openai import models as openai_models
+from gateway.openai import rerank as openai_rerank
+from gateway.openai import routes as openai_routes
+from gateway.openai import stored as openai_stored
+from gateway.openai.responses import routes as responses_routes
 
 ROUTERS = (
-    "gateway.operations",
-    "gateway.openai.routes",
-    "gateway.openai.models",
-    "gateway.openai.rerank",
-    "gateway.openai.stored",
-    "gateway.openai.responses.routes",
-    "gateway.anthropic.routes",
-    "gateway.ollama.routes",
+    operations.router,
+    openai_routes.router,
+    openai_models.router,
+    openai_rerank.router,
+    openai_stored.router,
+    responses_routes.router,
+    anthropic_routes.router,
+    ollama_routes.router,
 )
-"""Modules with a `router`."""
+"""Where every path belongs; the first that matches answers."""
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -58,7 +64,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         dependencies=[Depends(authorize)],
     )
     app.state.gateway = gateway
-    for router in _routers():
+    for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(HTTPException, _http_fault)
     app.add_exception_handler(RequestValidationError, _http_fault)
@@ -69,14 +75,6 @@ def create_app(gateway: Gateway) -> FastAPI:
 def guarded(app: FastAPI) -> ASGIApp:
     """`app` behind the guard: what a server is given."""
     return Guard(app, app.state.gateway.settings)
-
-
-def _routers() -> list[APIRouter]:
-    found = []
-    for name in ROUTERS:
-        with contextlib.suppress(ModuleNotFoundError):
-            found.append(importlib.import_module(name).router)
-    return found
 
 
 async def _http_fault(request: Request, error: Exception) -> Response:
