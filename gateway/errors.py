@@ -26,6 +26,7 @@ mapper looks for; they are part of the contract.
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 
 from engines import base
@@ -154,9 +155,16 @@ class LoadError(GatewayError):
 
 
 class EngineFailure(GatewayError):
+    """`reported` is the engine's own text: what of it strangers may read is told, the whole is logged."""
+
     status = 500
     kind = "server_error"
     code = "engine_failure"
+
+    def __init__(self, reported: str) -> None:
+        super().__init__(public(reported))
+        if self.message != reported:
+            log.warning("the engine reported: %s", reported)
 
 
 class SandboxFailure(GatewayError):
@@ -190,6 +198,22 @@ class Fault:
         return found
 
 
+RUNNER_GONE = "the process that ran this model ended; the next request starts a new one"
+
+_QUOTED_PATH = re.compile(r"""(["'])(?:file://)?/[^"'\n]*?([^"'/\n]*)\1""")
+_PATH = re.compile(r"""(?<![\w.:/~-])(?:file://)?/(?:[^\s"'/:;,()]+/)+([^\s"'/:;,()]*)""")
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{4,}\b")
+
+
+def public(text: str) -> str:
+    """An engine's sentence as strangers may read it: one line, names for paths, no last words."""
+    line, _, rest = text.strip().partition("\n")
+    line = _QUOTED_PATH.sub(r"\1\2\1", line)
+    line = _ADDRESS.sub("(address)", _PATH.sub(r"\1", line))
+    line, cut, _ = line.partition("; its last words")
+    return f"{line.rstrip(' :')}; the server's log says more" if cut or rest.strip() else line
+
+
 _ENGINE_FAULTS: dict[type[base.EngineError], tuple[int, str, str, bool | None, float | None]] = {
     base.InvalidRequest: (400, "invalid_request_error", "invalid_value", None, None),
     base.EngineOverloaded: (503, "server_error", "overloaded", None, 1.0),
@@ -210,7 +234,10 @@ def describe(error: BaseException) -> Fault:
     for kind in type(error).__mro__:
         if kind in _ENGINE_FAULTS:
             status, name, code, should_retry, wait = _ENGINE_FAULTS[kind]
-            return Fault(status, str(error), name, code, None, wait, should_retry)
+            if status >= 500:
+                log.warning("%s: %s", type(error).__name__, error)
+            message = RUNNER_GONE if kind is base.RunnerDied else public(str(error))
+            return Fault(status, message, name, code, None, wait, should_retry)
     found = _describe_foreign(error)
     if found is not None:
         return found
