@@ -21,7 +21,7 @@ from engines.decoder.bud.evaluation import (
 from engines.decoder.bud.generate import generate, load_gguf
 from engines.decoder.bud.tokenizer import Tokenizer
 
-SAMPLING = SamplingParams(temperature=0.6, top_k=64, top_p=0.9, repeat_penalty=1.05, seed=0)
+SAMPLING = SamplingParams(temperature=0.5, top_k=64, top_p=0.9, repeat_penalty=1.1, seed=0)
 """The parameters of the bundled Modelfile, with the evaluation's seed."""
 
 GREEDY = SamplingParams(temperature=0.0)
