@@ -50,12 +50,14 @@ class Choice:
         one_call: bool = False,
         echo: bool = False,
         silent: bool = False,
+        continues: bool = False,
     ) -> None:
         """`one_call` ends the answer before a second tool call; `echo` gives the prompt back first; `silent`
-        gives nothing else, for callers who only want it scored."""
+        gives nothing else, for callers who only want it scored; `continues` says that the answer goes on
+        from the prompt's last word, so that a first space is part of it."""
         self._index = index
         self._vocabulary = vocabulary
-        self._detokenizer = Detokenizer(vocabulary)
+        self._detokenizer = Detokenizer(vocabulary, continues=continues)
         self._parser = parser
         self._matcher = StopMatcher(stops) if stops else None
         self._with_logprobs = with_logprobs

@@ -72,6 +72,7 @@ class _Job:
     echo: bool = False
     parse: bool = True
     thinks: bool = False
+    continues: bool = False
 
 
 class Service:
@@ -130,6 +131,7 @@ class Service:
         )
         messages = with_model_turns(model, request.messages)
         think = request.think if "thinking" in model.capabilities else None
+        continues = bool(messages) and messages[-1].role == "assistant" and not messages[-1].tool_calls
         call = PrepareChat(
             files=model.files,
             digest=model.weights_digest,
@@ -137,9 +139,7 @@ class Service:
             turns=tuple(map(Turn.of, messages)),
             tools=tools,
             think=think,
-            continue_final=bool(messages)
-            and messages[-1].role == "assistant"
-            and not messages[-1].tool_calls,
+            continue_final=continues,
             kwargs=request.template_kwargs,
         )
         prompt = await self._fitting(model, call, request.options)
@@ -153,6 +153,7 @@ class Service:
             request.parallel_tool_calls,
             grammar,
             thinks=bool(request.think),
+            continues=continues,
         )
 
     async def _completion_job(self, request: CompletionRequest) -> _Job:
@@ -169,6 +170,7 @@ class Service:
             grammar=grammar,
             echo=request.echo,
             parse=not request.raw,
+            continues=goes_on(request, prompt),
         )
 
     async def _completion_prompt(self, model: ServedModel, request: CompletionRequest) -> Prepared:
@@ -325,6 +327,7 @@ class Service:
             prompt=job.prompt.token_ids,
             echo=job.echo,
             silent=job.resolved.num_predict == 0,
+            continues=job.continues,
         )
 
     # -- embedding and tokens ---------------------------------------------------------------------------
@@ -358,6 +361,15 @@ class Service:
     async def detokenize(self, model: ServedModel, token_ids: tuple[int, ...]) -> str:
         """The text of token ids."""
         return await self._sandbox.call(Detokenize(model.files, model.weights_digest, token_ids), str)
+
+
+def goes_on(request: CompletionRequest, prompt: Prepared) -> bool:
+    """Whether the answer goes on from the caller's own text rather than beginning a turn.
+
+    True as well where the template adds nothing after that text, as those of base models.
+    """
+    text = request.prompt
+    return bool(text) and (request.raw or bool(request.suffix) or prompt.text.endswith(str(text)))
 
 
 def offered_tools(tools: tuple[ToolSpec, ...], choice: ToolChoice) -> tuple[ToolSpec, ...]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from engines.base import StepOutput, Usage
 from engines.scripted import CONTROL_IDS, VOCABULARY, encode_text
 from gateway.choice import Choice
 from gateway.types import Event, Finished, TextDelta, ThinkingDelta, ToolCallDelta
 from modelfiles.messages import ToolSpec
 from modelfiles.outputs.parser import make_parser
+from modelfiles.tokenizer import load_tokenizer
+from tests.engines.decoder.llama2c import Llama2c, list_files, write_llama2c_tokenizer
 
 TOOLS = (ToolSpec("f"), ToolSpec("g"))
 
@@ -98,3 +104,28 @@ def test_a_call_of_no_known_function_is_text() -> None:
 def test_the_whole_exchange_is_kept_for_continuation() -> None:
     ids = tokens("ok")
     assert end_of(play(choice(), ids)).context == (1, 2, *ids)
+
+
+@pytest.mark.parametrize(("continues", "shown"), [(True, " upon a time"), (False, "upon a time")])
+def test_an_answer_that_goes_on_keeps_its_first_space(
+    shared_data: Path, tmp_path: Path, continues: bool, shown: str
+) -> None:
+    model = Llama2c(shared_data / "models" / "stories260K", "stories260K")
+    write_llama2c_tokenizer(model, tmp_path / "tokenizer.model")
+    tokenizer = load_tokenizer(list_files(tmp_path))
+    vocabulary = tokenizer.vocabulary()
+    prompt, whole = tokenizer.encode("Once"), tokenizer.encode("Once upon a time")
+    assert whole[: len(prompt)] == prompt
+    assert vocabulary.strip_leading_space
+    parser = make_parser("plain", names=vocabulary.names, tools=(), prompt="Once")
+    made = Choice(
+        0,
+        vocabulary,
+        parser,
+        (),
+        with_logprobs=False,
+        prompt=tuple(prompt),
+        echo=True,
+        continues=continues,
+    )
+    assert text_of(play(made, list(whole[len(prompt) :]))) == "Once" + shown

@@ -51,8 +51,8 @@ def stories(
     return name
 
 
-def continuation(served: Served, name: str) -> str:
-    body = {"model": name, "prompt": "", "max_tokens": 256, "temperature": 0}
+def continuation(served: Served, name: str, prompt: str = "") -> str:
+    body = {"model": name, "prompt": prompt, "max_tokens": 256, "temperature": 0}
     reply = served.post("/v1/completions", body)
     assert reply.status_code == 200, reply.text
     return str(reply.json()["choices"][0]["text"])
@@ -60,6 +60,10 @@ def continuation(served: Served, name: str) -> str:
 
 def test_greedy_text_is_the_published_one(served: Served, stories: str) -> None:
     assert continuation(served, stories).lstrip().startswith(PUBLISHED)
+
+
+def test_a_text_continued_keeps_the_space_between(served: Served, stories: str) -> None:
+    assert ("Once" + continuation(served, stories, "Once")).startswith(PUBLISHED)
 
 
 def test_eight_at_once_say_the_same(served: Served, stories: str) -> None:
