@@ -55,12 +55,12 @@ def test_packages_import_one_way(package: str) -> None:
     assert not wrong
 
 
-def test_jax_is_imported_only_below_the_decoder_and_the_classifier() -> None:
+def test_jax_is_imported_only_below_the_decoder() -> None:
     wrong = []
     for package in ALLOWED:
         for path in sources(package):
             relative = path.relative_to(ROOT)
-            inside = relative.parts[:2] in {("engines", "decoder"), ("engines", "classifier")}
+            inside = relative.parts[:2] == ("engines", "decoder")
             if inside and path.name not in JAX_FREE_BELOW_DECODER:
                 continue
             wrong += [f"{relative} imports {name}" for name in imports(path) if name in {"jax", "jaxlib"}]

@@ -1,1 +1,0 @@
-"""The image classifier served beside the language models."""
