@@ -1,12 +1,13 @@
 """Writes GGUF files: metadata and tensors, nothing about what they mean.
 
 A thin layer over the `gguf` package's writer, so that two implementations agree on the bytes (the reader
-is our own). Called by the tools that convert, quantize and train.
+is our own). Tensors are written one after the other, so that only one of those that are made on demand is
+in memory. Called by the tools that convert, quantize and train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,22 @@ __all__ = ["RawTensor", "write_gguf"]
 
 @dataclass(frozen=True, slots=True)
 class RawTensor:
-    """Blocks that are encoded already: `shape` counts elements, outermost first; `blocks` is the bytes."""
+    """Bytes in a storage type: `shape` counts elements, outermost first.
+
+    `blocks` is the bytes, or a function that makes them when their turn to be written has come.
+    """
 
     type_name: str
     shape: tuple[int, ...]
-    blocks: npt.NDArray[np.uint8]
+    blocks: npt.NDArray[np.uint8] | Callable[[], npt.NDArray[np.uint8]]
+
+    def read(self) -> npt.NDArray[np.uint8]:
+        """The bytes, as many as type and shape ask for; raises ValueError for another number."""
+        found = self.blocks() if callable(self.blocks) else self.blocks
+        kind = GGML_TYPE_BY_NAME[self.type_name]
+        if found.nbytes != kind.size_of(int(np.prod(self.shape))) or self.shape[-1] % kind.block_size:
+            raise ValueError(f"{found.nbytes} bytes of {kind.name} do not make the shape {self.shape}")
+        return np.ascontiguousarray(found).view(np.uint8)
 
 
 def write_gguf(
@@ -52,11 +64,14 @@ def write_gguf(
                 writer.add_custom_alignment(int(value))
             elif key != "general.architecture":
                 _add_value(writer, key, value)
-        for name, tensor in tensors:
-            _add_tensor(writer, name, tensor)
+        announced = [_announce(writer, name, tensor) for name, tensor in tensors]
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
+        for opened in writer.fout or ():
+            writer.write_padding(opened, opened.tell())
+        for read in announced:
+            writer.write_tensor_data(read())
     finally:
         writer.close()
 
@@ -111,20 +126,30 @@ def _integer_type(least: int, greatest: int) -> str:
     return "INT32" if least >= -(1 << 31) and greatest < 1 << 31 else "INT64"
 
 
-def _add_tensor(writer: Any, name: str, tensor: npt.NDArray[Any] | RawTensor) -> None:
+def _announce(writer: Any, name: str, tensor: npt.NDArray[Any] | RawTensor) -> Callable[[], npt.NDArray[Any]]:
+    """Enters the tensor in the file's table; returns what gives its data."""
     from gguf import GGMLQuantizationType
 
     if isinstance(tensor, RawTensor):
         kind = GGML_TYPE_BY_NAME[tensor.type_name]
+        if not callable(tensor.blocks):
+            _checked(name, tensor)
         size = kind.size_of(int(np.prod(tensor.shape)))
-        if tensor.blocks.nbytes != size or tensor.shape[-1] % kind.block_size:
-            raise ValueError(
-                f"{name}: {tensor.blocks.nbytes} bytes of {kind.name} do not make the shape {tensor.shape}"
-            )
-        rows = np.ascontiguousarray(tensor.blocks).reshape(*tensor.shape[:-1], -1)
-        writer.add_tensor(name, rows.view(np.uint8), raw_dtype=GGMLQuantizationType(kind.id))
-    elif tensor.dtype.name == "bfloat16":
-        rows = np.ascontiguousarray(tensor).view(np.uint8)
-        writer.add_tensor(name, rows, raw_dtype=GGMLQuantizationType.BF16)
+        row = kind.size_of(tensor.shape[-1])
+        shape = (*tensor.shape[:-1], row)
+        writer.add_tensor_info(name, shape, np.dtype(np.uint8), size, GGMLQuantizationType(kind.id))
+        return lambda: _checked(name, tensor)
+    array = np.ascontiguousarray(tensor)
+    if array.dtype.name == "bfloat16":
+        array = array.view(np.uint8)
+        writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes, GGMLQuantizationType.BF16)
     else:
-        writer.add_tensor(name, np.ascontiguousarray(tensor))
+        writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
+    return lambda: array
+
+
+def _checked(name: str, tensor: RawTensor) -> npt.NDArray[np.uint8]:
+    try:
+        return tensor.read()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
