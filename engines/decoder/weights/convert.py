@@ -6,8 +6,10 @@ configuration, and its tokenizer files stay the model's own beside the new weigh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from engines.decoder.quantize import QUANTIZERS, mixture, quantize
 from engines.decoder.rope import inverse_frequencies
 from engines.decoder.weights import Progress, WeightsError
 from engines.decoder.weights.gguf import ROPE_FACTORS, interleaved_rows, recognises
-from engines.decoder.weights.headers import Headers, Stored, read_headers
+from engines.decoder.weights.headers import Headers, Rows, Stored, read_headers, row_bytes, rows_of
 from engines.decoder.weights.names import GGUF, file_names
 from modelfiles.files import ModelFile
 from modelfiles.gguf import GgufFile
@@ -31,6 +33,8 @@ ARCHITECTURES = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3")
 """Families whose GGUF keys all follow from the configuration."""
 WINDOWED = ("gemma2", "gemma3")
 FILE_TYPES = {"q8_0": 7, "q4_0": 2, "q4_K_M": 15}
+PIECE_ELEMENTS = 1 << 22
+"""Elements that are float32 at the same time."""
 
 Tensor = npt.NDArray[Any] | RawTensor
 
@@ -71,6 +75,7 @@ def describe(config: DecoderConfig) -> dict[str, Any]:
         raise WeightsError(f"{name} cannot be written as GGUF; known are {', '.join(ARCHITECTURES)}")
     rope = ropes.pop()
     keys: dict[str, Any] = {
+        "vocab_size": config.vocabulary_size,
         "block_count": len(config.layers),
         "context_length": config.max_context,
         "embedding_length": config.width,
@@ -100,31 +105,45 @@ def describe(config: DecoderConfig) -> dict[str, Any]:
 def _tensors(
     headers: Headers, types: dict[str, str], progress: Progress | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under its GGUF name, made when it is asked for."""
+    """Every tensor under its GGUF name, its blocks made when they are written."""
     names, specs = file_names(headers.config, GGUF), param_specs(headers.config)
     total, done = sum(tensor.nbytes for tensor in headers.used.values()), 0
     factors = _rope_factors(headers.config)
     if factors is not None:
         yield ROPE_FACTORS, factors
-    for canonical, tensor in headers.used.items():
-        values = _floats(headers, canonical, tensor, specs[canonical])
-        if headers.config.architecture == "llama":
-            values = interleaved_rows(headers.config, canonical, values)
-        yield names[canonical], _encoded(values, types[canonical])
+
+    def encode(canonical: str, tensor: Stored) -> Rows:
+        nonlocal done
+        blocks = _encoded(headers, canonical, tensor, specs[canonical], types[canonical])
         done += tensor.nbytes
         if progress is not None:
             progress(done, total)
+        return blocks
+
+    for canonical, tensor in headers.used.items():
+        shape = specs[canonical].shape
+        yield names[canonical], RawTensor(types[canonical], shape, partial(encode, canonical, tensor))
 
 
-def _floats(headers: Headers, name: str, tensor: Stored, spec: ParamSpec) -> npt.NDArray[np.float32]:
-    values = dequantize(tensor.read(), tensor.block_type).reshape(spec.shape)
-    return values + np.float32(headers.norm_offset) if spec.role == "norm" else values
+def _encoded(headers: Headers, name: str, tensor: Stored, spec: ParamSpec, block_type: str) -> Rows:
+    """The tensor in another type, some rows at a time: an embedding as float32 may not fit in memory."""
+    rows = tensor.read().reshape(spec.shape[0], -1)
+    if headers.config.architecture == "llama":
+        rows = interleaved_rows(headers.config, name, rows)
+    flat = rows.reshape(math.prod(spec.shape[:-1]), -1)
+    offset = np.float32(headers.norm_offset if spec.role == "norm" else 0)
+    out = np.empty((len(flat), row_bytes(spec.shape, block_type)), np.uint8)
+    step = max(1, PIECE_ELEMENTS // spec.shape[-1])
+    for start in range(0, len(flat), step):
+        values = dequantize(flat[start : start + step], tensor.block_type) + offset
+        out[start : start + step] = _in_type(values, block_type)
+    return out
 
 
-def _encoded(values: npt.NDArray[np.float32], block_type: str) -> Tensor:
+def _in_type(values: npt.NDArray[np.float32], block_type: str) -> Rows:
     if block_type in QUANTIZERS:
-        return RawTensor(block_type, values.shape, quantize(values, block_type))
-    return np.ascontiguousarray(values, np.float16 if block_type == "F16" else np.float32)
+        return quantize(values, block_type)
+    return rows_of(values.astype(np.float16 if block_type == "F16" else np.float32))
 
 
 def _rope_factors(config: DecoderConfig) -> npt.NDArray[np.float32] | None:
