@@ -89,6 +89,23 @@ class BlobWriter:
         while chunk := file.read(CHUNK):
             self.push(chunk)
 
+    @property
+    def path(self) -> Path:
+        """Where another process may write the blob into the empty file; then `reread`."""
+        return self._path
+
+    def reread(self) -> None:
+        """Takes what another process wrote into `path`; raises ModelCorrupt when it replaced the file."""
+        if not os.path.samestat(self._path.stat(), os.fstat(self._descriptor)):
+            raise ModelCorrupt("the file that was to be written has been replaced by another")
+        self._hash = hashlib.sha256()
+        self.size = 0
+        with os.fdopen(os.dup(self._descriptor), "rb") as mine:
+            mine.seek(0)
+            while chunk := mine.read(CHUNK):
+                self._hash.update(chunk)
+                self.size += len(chunk)
+
     def finish(self, expected: Digest | None = None, lease: Lease | None = None) -> Blob:
         """Publishes; raises DigestMismatch, with nothing published, when it is not `expected`.
 

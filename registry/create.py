@@ -34,9 +34,22 @@ if TYPE_CHECKING:
     from modelfiles.modelfile import Modelfile
 
 Inspect = Callable[[Sequence[ModelFile]], ModelDescription | Awaitable[ModelDescription]]
+FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
+"""What weights must be stored as to be quantized."""
 
 _FORMAT_STATUS = {"gguf": "parsing GGUF", "safetensors": "converting model", "orbax": "converting model"}
 _TEXT_KINDS = ("template", "system", "params", "messages", "license", "prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize:
+    """A storage type to bring float weights to, by its shown name (`Q4_K_M`), and who does it.
+
+    `write` reads the files and fills the empty file at the path with one GGUF.
+    """
+
+    name: str
+    write: Callable[[Sequence[ModelFile], Path], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +71,14 @@ async def create(
     files: Mapping[str, Digest] | None = None,
     adapters: Mapping[str, Digest] | None = None,
     inspect: Inspect,
+    quantize: Quantize | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> Model:
     """Makes (or replaces) the model `name`.
 
     `files` and `adapters` are uploaded blobs by file name; without `files` the Modelfile's FROM is a path
     (only where `folder`, which relative paths start from, is given) or the name of a model in the store.
+    With `quantize` its weights, which must be floats, are stored in that type instead.
     Raises ModelNotFound for an unknown base, BlobNotFound, UnsupportedFormat, InvalidModelfile, DiskFull.
     """
     target = name if isinstance(name, ModelName) else ModelName.parse(name)
@@ -76,6 +91,8 @@ async def create(
             layers = await in_thread(job.store_parts, parts)
             description = await job.describe(layers, inspect)
             base = fresh_base(layers, description)
+        if quantize is not None:
+            base = await job.quantized(base, quantize, inspect)
         added = await in_thread(job.adapter_layers, modelfile, folder, adapters)
         return await in_thread(job.write, target, modelfile, base, added)
 
@@ -220,6 +237,31 @@ class ModelBuilder:
             return await described
         return described
 
+    async def quantized(self, base: Base, wanted: Quantize, inspect: Inspect) -> Base:
+        """`base` with one GGUF of the wanted type for its weights; tokenizer and texts stay beside it.
+
+        Raises InvalidModelfile for weights that are no floats, and what `wanted.write` and `inspect` raise.
+        """
+        stored = base.config.file_type
+        if stored.upper() not in FLOAT_TYPES:
+            raise InvalidModelfile(
+                f"quantization is only supported for F16, BF16 and F32 models, and this one is {stored}"
+            )
+        files = [self.model_file(layer) for layer in base.layers if layer.kind != "adapter"]
+        self._on_progress(Progress(f"quantizing {stored} model to {wanted.name}"))
+        with await in_thread(self._store.blobs.writer) as writer:
+            await wanted.write(files, writer.path)
+            await in_thread(writer.reread)
+            blob = await in_thread(writer.finish, None, self._lease)
+        weights = Layer(MEDIA_TYPES["model"], blob.digest, blob.size)
+        self._say_layer(weights, blob.existed)
+        layers = (weights, *(layer for layer in base.layers if _stays_beside_gguf(layer)))
+        description = await self.describe([each for each in layers if each.kind != "adapter"], inspect)
+        config = replace(
+            base.config, model_format=description.weight_format, file_type=description.quantization
+        )
+        return replace(base, layers=layers, config=config)
+
     def model_file(self, layer: Layer) -> ModelFile:
         """The stored file of a layer; raises BlobNotFound."""
         path = self._store.blobs.find(layer.digest, layer.size)
@@ -316,6 +358,11 @@ class ModelBuilder:
     def _say_layer(self, layer: Layer, existed: bool) -> None:
         verb = "using existing layer" if existed else "creating new layer"
         self._on_progress(Progress(f"{verb} {layer.digest}"))
+
+
+def _stays_beside_gguf(layer: Layer) -> bool:
+    """Whether the layer still says something once the weights are one GGUF: all but weights and index."""
+    return layer.kind not in ("model", "tensor") and not (layer.name or "").endswith(".index.json")
 
 
 def base_config(modelfile: Modelfile, config: ModelConfig) -> ModelConfig:
