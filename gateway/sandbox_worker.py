@@ -102,6 +102,19 @@ class Examine:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantize:
+    """Writes float weights in another type, as one GGUF, into the empty file at `path` -> True.
+
+    `kind` is a name of `engines.decoder.quantize.MIXTURES`. No file may grow beyond `most` bytes.
+    """
+
+    files: tuple[ModelFile, ...]
+    path: str
+    kind: str
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class GetVocabulary:
     """The table of tokens -> `Vocabulary`. `digest` is the key under which the tokenizer is remembered."""
 
@@ -262,6 +275,14 @@ def examine_files(call: Examine) -> ModelDescription:
     return replace(description, skipped_tensors=skipped)
 
 
+def quantize_files(call: Quantize) -> bool:
+    from engines.decoder.weights.convert import write_quantized
+
+    limit_file_size(call.most)
+    write_quantized(call.files, call.path, call.kind)
+    return True
+
+
 def get_vocabulary(call: GetVocabulary) -> Vocabulary:
     return _tokenizers.get(call.files, call.digest).vocabulary()
 
@@ -383,6 +404,7 @@ CALLS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     for function_type, function in (
         (Describe, describe_files),
         (Examine, examine_files),
+        (Quantize, quantize_files),
         (GetVocabulary, get_vocabulary),
         (Inspect, inspect_model),
         (Measure, measure),
@@ -446,6 +468,14 @@ def limit_processor_time(seconds: float) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(used.ru_utime + used.ru_stime + seconds) + 2
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+
+
+def limit_file_size(most: int) -> None:
+    """Makes writing beyond `most` bytes of a file an OSError."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
 
 
 def _leave_network() -> None:

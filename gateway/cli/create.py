@@ -24,13 +24,15 @@ DEFAULT_FILE = "Modelfile"
 
 
 def create(arguments: argparse.Namespace) -> int:
-    """`gemmule create MODEL [-f FILE]`; without a Modelfile the folder itself is the model."""
+    """`gemmule create MODEL [-f FILE] [-q TYPE]`; without a Modelfile the folder itself is the model."""
     data, folder = read_modelfile(arguments.file)
     client = connect(check=True)
     with Board() as board:
         board.update("gathering model components")
         body = create_body(client, data, folder, board)
         body |= {"model": arguments.model, "name": arguments.model, "stream": True}
+        if arguments.quantize:
+            body["quantize"] = arguments.quantize
         follow(client.stream("/api/create", body), board)
     return OK
 

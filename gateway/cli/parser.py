@@ -51,6 +51,9 @@ def _insecure(parser: argparse.ArgumentParser) -> None:
 def _create(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("-f", "--file", metavar="FILE", help="the Modelfile (default: ./Modelfile)")
+    parser.add_argument(
+        "-q", "--quantize", metavar="TYPE", help="store float weights as q8_0, q4_K_M or q4_0"
+    )
 
 
 def _show(parser: argparse.ArgumentParser) -> None:

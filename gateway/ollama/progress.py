@@ -19,6 +19,7 @@ from gateway.gateway import Gateway
 from gateway.ollama.access import named, native_body, open_gateway
 from gateway.ollama.convert import messages
 from gateway.ollama.options import checked, parameter_lines
+from gateway.ollama.quantize import quantization
 from gateway.ollama.schema import CreateBody, TransferBody
 from gateway.ollama.transfers import close_puller, fetch, inspector, puller_of
 from gateway.sandbox import SandboxError
@@ -46,7 +47,7 @@ async def create(request: Request) -> Response:
     body = await native_body(request, CreateBody)
     name = ModelName.parse(named(body.model))
     gateway = open_gateway(request, name.display())
-    made = modelfile(body)
+    made, quantize = modelfile(body), quantization(body.quantize)
     await check_texts(gateway, made)
     files = {path: parse_digest(digest) for path, digest in (body.files or {}).items()}
     adapters = {path: parse_digest(digest) for path, digest in (body.adapters or {}).items()}
@@ -61,6 +62,7 @@ async def create(request: Request) -> Response:
             files=files or None,
             adapters=adapters or None,
             inspect=inspector(gateway),
+            quantize=quantize,
             on_progress=on_progress,
         )
 
@@ -95,11 +97,6 @@ def modelfile(body: CreateBody) -> Modelfile:
     """What the body's fields say, as the Modelfile they were made from. Raises BadRequest."""
     if body.modelfile:
         return Modelfile.parse(body.modelfile)
-    if body.quantize:
-        raise BadRequest(
-            f'quantize "{body.quantize}" is not supported; create the model from weights that are quantized',
-            param="quantize",
-        )
     if not body.from_ and not body.files:
         raise BadRequest("neither 'from' or 'files' was specified")
     licenses = [body.license] if isinstance(body.license, str) else body.license or []

@@ -171,9 +171,9 @@ def test_a_break_in_mid_stream_is_a_last_line_with_the_error(http: httpx.Client)
         ("/api/create", {"model": "x", "from": "y", "renderer": "nope"}, 400, "unknown renderer"),
         (
             "/api/create",
-            {"model": "x", "from": "y", "quantize": "Q8_0"},
+            {"model": "x", "from": "y", "quantize": "Q3_K"},
             400,
-            'quantize "Q8_0" is not supported',
+            "unsupported quantization type Q3_K - supported types are Q4_0, Q4_K_M, Q8_0",
         ),
         (
             "/api/create",
