@@ -5,15 +5,18 @@ Arithmetic on what the files' headers say, done in a sandbox worker and remember
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 
 from engines.base import AdapterFiles, Limits, LoadRequest
 from gateway.catalog import ServedModel
+from gateway.errors import LoadError
 from gateway.manager import LoadPlan
 from gateway.memory import Device
 from gateway.sandbox import Sandbox
 from gateway.sandbox_worker import Measure, Measured
 from gateway.settings import Settings
+from modelfiles.files import ModelFile
 
 AUTOMATIC_SLOTS = {"cpu": 8, "gpu": 16}
 AUTOMATIC_CONTEXT = {"cpu": 8192, "gpu": 32768}
@@ -26,6 +29,36 @@ SCRIPTED_MEMORY = 2**20
 SCRIPTED_SLOTS = 64
 SCRIPTED_CONTEXT = 131_072
 REMEMBERED = 256
+
+
+def adapters_of(model: ServedModel) -> tuple[AdapterFiles, ...]:
+    """The model's LoRA adapters, each under one SHA-256 over all its files: a config alone may be shared."""
+    return tuple(AdapterFiles(_digest(files), files) for files in model.adapters)
+
+
+def adapter_name(model: ServedModel) -> str | None:
+    """The adapter that requests to this model name; raises `LoadError` for more than one."""
+    if len(model.adapters) > 1:
+        raise LoadError(
+            f"{model.name} has {len(model.adapters)} adapters, but one at a time can be applied; "
+            "create it again with a single ADAPTER"
+        )
+    return next((adapter.name for adapter in adapters_of(model)), None)
+
+
+def runner_key(model: ServedModel) -> str:
+    """What makes two models share a runner: the same weights and the same adapters."""
+    return ":".join([model.weights_digest, *(adapter.name for adapter in adapters_of(model))])
+
+
+def adapter_bytes(adapters: tuple[AdapterFiles, ...]) -> int:
+    """Memory of adapters: they are held in float32, which at most doubles what the files store."""
+    return 2 * sum(file.size for adapter in adapters for file in adapter.files)
+
+
+def _digest(files: tuple[ModelFile, ...]) -> str:
+    lines = sorted(f"{file.name} {file.digest}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class Planner:
@@ -42,23 +75,24 @@ class Planner:
     ) -> LoadPlan:
         """The plan for `model`; a context that does not fit is cut to the longest that does."""
         measured = await self._measure(model, self._wanted(model, num_ctx))
-        adapters = tuple(AdapterFiles(files[0].digest, files) for files in model.adapters)
+        adapters = adapters_of(model)
+        memory_bytes = measured.memory_bytes + adapter_bytes(adapters)
         load = LoadRequest(
             files=model.files,
             limits=Limits(measured.slots, measured.context),
             device=self._device.kind,
             device_index=self._device.index,
-            memory_bytes=measured.memory_bytes,
+            memory_bytes=memory_bytes,
             threads=self._settings.threads,
             adapters=adapters,
             compile_cache=str(self._settings.state / "compiled"),
             kv_type=self._settings.kv_type,
         )
         return LoadPlan(
-            key=":".join([model.weights_digest, *(adapter.name for adapter in adapters)]),
+            key=runner_key(model),
             name=model.name,
             load=load,
-            memory_bytes=measured.memory_bytes,
+            memory_bytes=memory_bytes,
             keep_alive=self._settings.keep_alive if keep_alive is None else keep_alive,
             engine=model.engine,
         )

@@ -20,7 +20,7 @@ from gateway.errors import BadRequest, ContextOverflow
 from gateway.manager import Lease, ModelManager
 from gateway.metrics import Metrics
 from gateway.options import check_biases, max_tokens, resolve
-from gateway.planning import Planner
+from gateway.planning import Planner, adapter_name, runner_key
 from gateway.running import Events, Running, start_all
 from gateway.sandbox import Sandbox
 from gateway.sandbox_worker import (
@@ -115,7 +115,7 @@ class Service:
 
     async def unload(self, name: str) -> None:
         """Takes the model out of memory once its running requests are done."""
-        await self.manager.unload((await self.catalog.get(name)).weights_digest)
+        await self.manager.unload(runner_key(await self.catalog.get(name)))
 
     async def _chat_job(self, request: ChatRequest) -> _Job:
         model = await self.catalog.get(request.model)
@@ -270,6 +270,7 @@ class Service:
         return resolved
 
     async def _lease(self, model: ServedModel, options: GenerationOptions, weight: int) -> Lease:
+        adapter_name(model)  # refused before anything is loaded
         plan = await self._planner.plan(model, options.num_ctx, options.keep_alive)
         return await self.manager.lease(plan, weight)
 
@@ -306,6 +307,7 @@ class Service:
             grammar=after_thinking(job.grammar, job.model, job.prompt.text, job.thinks),
             top_logprobs=job.options.logprobs,
             prompt_logprobs=job.echo and job.options.logprobs >= 0,
+            adapter=adapter_name(job.model),
             cache_salt=job.options.cache_salt,
             script=job.options.script if job.model.engine == "scripted" else None,
         )
@@ -346,7 +348,8 @@ class Service:
             longest = max(map(len, prompts), default=0)
             if longest >= ready.limits.context:
                 raise ContextOverflow(longest, model.name, ready.limits.context, "input")
-            asked = [EncodeRequest(index, prompt) for index, prompt in enumerate(prompts)]
+            adapter = adapter_name(model)
+            asked = [EncodeRequest(index, prompt, adapter) for index, prompt in enumerate(prompts)]
             outputs = await lease.runner.embed(asked) if asked else ()
             vectors = tuple(shortened(output.vector, request.dimensions) for output in outputs)
             return Embeddings(vectors, Usage(prompt=sum(map(len, prompts))), lease.load_ns)
