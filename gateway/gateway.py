@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from engines.base import LoadProgress
@@ -22,21 +22,34 @@ from gateway.memory import Device
 from gateway.metrics import Metrics
 from gateway.planning import Planner
 from gateway.sandbox import Sandbox
+from gateway.sandbox_worker import Examine
 from gateway.service import Service
 from gateway.settings import Settings
+from modelfiles.description import ModelDescription
+from modelfiles.files import ModelFile
+from registry.pull import ClientSettings, Puller
 from registry.store import Store
+
+EXAMINE_SECONDS = 120.0
+SCANNED_BYTES_PER_SECOND = 50e6
 
 
 class Gateway:
     """The parts, by name. `draining` is set while the server finishes what runs and takes nothing new."""
 
     def __init__(
-        self, settings: Settings, store: Store, device: Device, built_in: Mapping[str, ServedModel]
+        self,
+        settings: Settings,
+        store: Store,
+        device: Device,
+        built_in: Mapping[str, ServedModel],
+        environment: Mapping[str, str],
     ) -> None:
         self.settings = settings
         self.store = store
         self.device = device
-        self.authority = Authority(read_keys(settings), settings.anonymous)
+        keys = read_keys(settings)
+        self.authority = Authority(keys, settings.anonymous)
         self.sandbox = Sandbox(settings.sandbox_workers)
         self.catalog = Catalog(store, self.sandbox, settings.aliases, built_in)
         self.manager = ModelManager(
@@ -50,6 +63,7 @@ class Gateway:
         planner = Planner(self.sandbox, settings, device)
         self.service = Service(self.catalog, self.manager, self.sandbox, planner, self.metrics)
         self.archive = Archive(settings.state / "replies.sqlite")
+        self.puller = Puller(store, client_settings(settings, bool(keys), environment), self.examine)
         self.background: dict[str, asyncio.Task[None]] = {}
         self.draining = False
         self._janitor: asyncio.Task[None] | None = None
@@ -61,16 +75,25 @@ class Gateway:
         settings: Settings,
         device: Device,
         built_in: Mapping[str, ServedModel] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Gateway:
-        """A gateway over the stores of `settings`. `built_in` are models that lie in no store."""
+        """A gateway over the stores of `settings`. `built_in` are models that lie in no store.
+
+        `environment` is where pulls find proxies, certificates, tokens and endpoints.
+        """
         extra = [folder for folder in settings.extra_stores if (folder / "manifests").is_dir()]
         store = Store.open(settings.models, extra)
-        return cls(settings, store, device, built_in or {})
+        return cls(settings, store, device, built_in or {}, environment or {})
 
     async def start(self) -> None:
         """Begins to expire idle models and starts a worker; called on the loop that serves."""
         self._janitor = asyncio.ensure_future(self.manager.run())
         self._warming = asyncio.ensure_future(self.sandbox.warm())
+
+    async def examine(self, files: Sequence[ModelFile]) -> ModelDescription:
+        """Reads strangers' weight files in a sandbox worker, before a model of them is published."""
+        seconds = EXAMINE_SECONDS + sum(file.size for file in files) / SCANNED_BYTES_PER_SECOND
+        return await self.sandbox.call(Examine(tuple(files)), ModelDescription, seconds)
 
     def check_open(self) -> None:
         """Raises `ShuttingDown` once the server drains."""
@@ -89,9 +112,24 @@ class Gateway:
         await asyncio.gather(*self.background.values(), return_exceptions=True)
         if self._warming is not None:
             await asyncio.gather(self._warming, return_exceptions=True)
+        await self.puller.close()
         await self.manager.close()
         await self.sandbox.close()
         await self.archive.close()
+
+
+def client_settings(settings: Settings, has_keys: bool, environment: Mapping[str, str]) -> ClientSettings:
+    """How pulls reach the world.
+
+    Whoever talks to a server of this machine alone, without keys, sits at it and may name private addresses.
+    Others could make the server ask what only it can reach: for them there are the networks the operator
+    allows, and the public ones.
+    """
+    return ClientSettings(
+        environment=dict(environment),
+        allow_private=settings.is_loopback and not has_keys,
+        public_networks=tuple(str(network) for network in settings.pull_networks),
+    )
 
 
 async def start_runner(

@@ -65,7 +65,7 @@ def serve(settings: Settings, built_in: Mapping[str, ServedModel] | None = None)
         say(f"gemmule: {fault}")
         return USAGE_ERROR
     try:
-        gateway = Gateway.open(settings, device, built_in)
+        gateway = Gateway.open(settings, device, built_in, os.environ)
         publish_bundled(gateway)
         say_where(settings, device, gateway, sockets[0].getsockname()[1])
         return run(gateway, sockets)

@@ -198,6 +198,8 @@ VARIABLES = (
              "file of hashed API keys"),
     Variable("anonymous", "GEMMULE_ANONYMOUS", None, "", _networks,
              "networks that may infer, never manage, without a key"),
+    Variable("pull_networks", "GEMMULE_PULL_NETWORKS", None, "", _networks,
+             "private networks that callers from elsewhere may pull models from"),
     Variable("aliases", "GEMMULE_ALIASES", None, "", _aliases,
              "names served by other models: gpt-*=gemma3:4b"),
     Variable("drain", "GEMMULE_DRAIN", None, "25s", _seconds,
@@ -233,6 +235,7 @@ class Settings:
     api_keys: tuple[str, ...]
     api_key_file: Path | None
     anonymous: tuple[IPNetwork, ...]
+    pull_networks: tuple[IPNetwork, ...]
     aliases: tuple[Alias, ...]
     drain: float
     sandbox_workers: int

@@ -21,7 +21,6 @@ from gateway.ollama.convert import messages
 from gateway.ollama.options import checked, parameter_lines
 from gateway.ollama.quantize import quantization
 from gateway.ollama.schema import CreateBody, TransferBody
-from gateway.ollama.transfers import close_puller, fetch, inspector, puller_of
 from gateway.sandbox import SandboxError
 from gateway.sandbox_worker import CheckTemplate
 from gateway.streaming import JSONReply, LineStream, ndjson, unless_gone
@@ -34,10 +33,11 @@ from registry.bundled import NAME as BUNDLED
 from registry.create import create as create_model
 from registry.name import ModelName
 from registry.progress import OnProgress, Progress
+from registry.pull import Puller
 from registry.push import Pusher
 from registry.reference import Reference
 
-router = APIRouter(lifespan=close_puller)
+router = APIRouter()
 Work = Callable[[OnProgress], Awaitable[Any]]
 
 
@@ -54,14 +54,14 @@ async def create(request: Request) -> Response:
 
     async def work(on_progress: OnProgress) -> None:
         if not files:
-            await _have_base(request, gateway, made.base, on_progress)
+            await _have_base(gateway, made.base, on_progress)
         await create_model(
             gateway.store,
             name,
             made,
             files=files or None,
             adapters=adapters or None,
-            inspect=inspector(gateway),
+            inspect=gateway.examine,
             quantize=quantize,
             on_progress=on_progress,
         )
@@ -85,12 +85,12 @@ async def check_texts(gateway: Gateway, made: Modelfile) -> None:
             raise BadRequest(f"template error: {error}", param="template") from None
 
 
-async def _have_base(request: Request, gateway: Gateway, base: str, on_progress: OnProgress) -> None:
+async def _have_base(gateway: Gateway, base: str, on_progress: OnProgress) -> None:
     """Pulls the model that FROM names, when it is not here."""
     try:
         await asyncio.to_thread(gateway.store.entry, base)
     except registry_errors.ModelNotFound:
-        await fetch(puller_of(request.app, gateway), Reference.parse(base), on_progress)
+        await fetch(gateway.puller, Reference.parse(base), on_progress)
 
 
 def modelfile(body: CreateBody) -> Modelfile:
@@ -121,17 +121,23 @@ async def pull(request: Request) -> Response:
     if body.insecure:
         reference = replace(reference, insecure=True)
     gateway = open_gateway(request, reference.name.display())
-    puller = puller_of(request.app, gateway)
 
     async def work(on_progress: OnProgress) -> None:
         try:
             if not _ships_with_us(gateway, reference.name):
-                await fetch(puller, reference, on_progress)
+                await fetch(gateway.puller, reference, on_progress)
         except (registry_errors.Unavailable, registry_errors.NotFound) as error:
             await asyncio.to_thread(_require_local, gateway, reference.name, error)
             on_progress(Progress(f"keeping the model that is here: {error}"))
 
     return await _reply(request, work, body.stream)
+
+
+async def fetch(puller: Puller, reference: Reference, on_progress: OnProgress) -> None:
+    """Pulls to the end; cancelling it keeps what came so far for the next time."""
+    async with contextlib.aclosing(puller.pull(reference)) as lines:  # type: ignore[type-var]
+        async for progress in lines:
+            on_progress(progress)
 
 
 @router.post("/api/push")
@@ -140,7 +146,7 @@ async def push(request: Request) -> Response:
     body = await native_body(request, TransferBody)
     name = ModelName.parse(named(body.model))
     gateway = open_gateway(request, name.display())
-    pusher = Pusher(gateway.store, puller_of(request.app, gateway))
+    pusher = Pusher(gateway.store, gateway.puller)
 
     async def work(on_progress: OnProgress) -> None:
         async with contextlib.aclosing(pusher.push(name, bool(body.insecure))) as lines:  # type: ignore[type-var]
