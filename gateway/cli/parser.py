@@ -87,6 +87,11 @@ def _remove(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="+", help="models to remove")
 
 
+def _check(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    _json(parser)
+
+
 def _doctor(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
@@ -140,6 +145,8 @@ COMMANDS = (
     Command("cp", "Give a model a second name", "models:copy", "gemmule cp bud me/bud", _copy),
     Command("rm", "Remove models", "models:remove", "gemmule rm fox owl", _remove),
     Command("doctor", "Check this machine and say what to fix", "doctor:doctor", "gemmule doctor", _doctor),
+    Command("check", "Load a model and see whether it makes sense of plain text", "check:check",
+            "gemmule check bud", _check),
     Command("fsck", "Read every byte of every model and say what is damaged", "store:fsck",
             "gemmule fsck --repair", _fsck),
     Command("prune", "Remove what no model uses, and partial downloads", "store:prune",
