@@ -19,7 +19,7 @@ KINDS = {"Q4_0": "q4_0", "Q4_K_M": "q4_K_M", "Q4_K": "q4_K_M", "Q8_0": "q8_0"}
 """Types as they are shown, and the mixture of the engine that makes each; Q4_K is Ollama's short form."""
 
 START_SECONDS = 120.0
-WRITTEN_BYTES_PER_SECOND = 500e3
+WRITTEN_BYTES_PER_SECOND = 2e6
 """Bytes of float weights that the slowest type gets through on a slow core."""
 HEADER_BYTES = 256 << 20
 """Room for a vocabulary and other metadata in the written file."""
