@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
 
 from engines.base import LoadProgress
 from gateway.archive import Archive
 from gateway.auth import Authority, read_keys
 from gateway.catalog import Catalog, ServedModel
 from gateway.errors import LoadError, ShuttingDown
+from gateway.housekeeping import hold, let_go, tidy
 from gateway.manager import LoadPlan, ModelManager, Runner
 from gateway.memory import Device
 from gateway.metrics import Metrics
@@ -53,7 +54,7 @@ class Gateway:
         self.sandbox = Sandbox(settings.sandbox_workers)
         self.catalog = Catalog(store, self.sandbox, settings.aliases, built_in)
         self.manager = ModelManager(
-            partial(start_runner, silence=settings.load_timeout),
+            self._start_runner,
             budget=device.budget,
             max_loaded=settings.max_loaded,
             max_queue=settings.max_queue,
@@ -68,6 +69,7 @@ class Gateway:
         self.draining = False
         self._janitor: asyncio.Task[None] | None = None
         self._warming: asyncio.Task[None] | None = None
+        self._chores: set[asyncio.Task[None]] = set()
 
     @classmethod
     def open(
@@ -86,9 +88,10 @@ class Gateway:
         return cls(settings, store, device, built_in or {}, environment or {})
 
     async def start(self) -> None:
-        """Begins to expire idle models and starts a worker; called on the loop that serves."""
+        """Begins to expire idle models, starts a worker and tidies the store; on the loop that serves."""
         self._janitor = asyncio.ensure_future(self.manager.run())
         self._warming = asyncio.ensure_future(self.sandbox.warm())
+        self._begin(asyncio.to_thread(tidy, self.store, not self.settings.no_prune))
 
     async def examine(self, files: Sequence[ModelFile]) -> ModelDescription:
         """Reads strangers' weight files in a sandbox worker, before a model of them is published."""
@@ -116,6 +119,32 @@ class Gateway:
         await self.manager.close()
         await self.sandbox.close()
         await self.archive.close()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+
+    async def _start_runner(self, plan: LoadPlan, on_progress: Callable[[LoadProgress], None]) -> Runner:
+        """As `start_runner`; the files stay on disk for as long as the runner lives."""
+        files = [*plan.load.files, *(file for adapter in plan.load.adapters for file in adapter.files)]
+        lease = await asyncio.to_thread(hold, self.store, files)
+        try:
+            runner = await start_runner(plan, on_progress, silence=self.settings.load_timeout)
+        except BaseException:
+            if lease is not None:
+                self._begin(asyncio.to_thread(let_go, self.store, lease, files))
+            raise
+
+        async def outlive() -> None:
+            await runner.wait_closed()
+            if lease is not None:
+                await asyncio.to_thread(let_go, self.store, lease, files)
+
+        self._begin(outlive())
+        return runner
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs work that nobody waits for until the end."""
+        task = asyncio.ensure_future(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
 
 
 def client_settings(settings: Settings, has_keys: bool, environment: Mapping[str, str]) -> ClientSettings:

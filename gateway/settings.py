@@ -206,6 +206,8 @@ VARIABLES = (
              "how long running requests may finish at shutdown"),
     Variable("sandbox_workers", "GEMMULE_SANDBOX_WORKERS", None, "2", _count,
              "processes that render, encode and parse strangers' bytes"),
+    Variable("no_prune", "GEMMULE_NOPRUNE", "OLLAMA_NOPRUNE", "0", parse_flag,
+             "keep blobs that no model uses at start"),
     Variable("debug", "GEMMULE_DEBUG", "OLLAMA_DEBUG", "0", parse_flag, "log more"),
 )  # fmt: skip
 
@@ -239,6 +241,7 @@ class Settings:
     aliases: tuple[Alias, ...]
     drain: float
     sandbox_workers: int
+    no_prune: bool
     debug: bool
 
     @classmethod

@@ -121,6 +121,30 @@ def test_two_models_are_loaded_at_once_and_unload_by_themselves(serve: Serve, gg
         assert not runners(served)
 
 
+def blobs(served: Served) -> set[str]:
+    return {path.name for path in (Path(served.environment["GEMMULE_MODELS"]) / "blobs").iterdir()}
+
+
+def test_a_model_deleted_while_it_answers_goes_on_and_leaves_nothing(serve: Serve, gguf: Path) -> None:
+    with serve() as served:
+        before = blobs(served)
+        create(served, gguf)
+        with httpx.stream("POST", f"{served.url}/v1/completions", json=endless(), timeout=100) as reply:
+            stream = events(reply.iter_lines())
+            next(stream)
+            gone = httpx.request("DELETE", f"{served.url}/api/delete", json={"model": "stories"})
+            assert gone.status_code == 200
+            assert blobs(served) - before, "the runner has its weights open"
+            assert sum(1 for _ in stream) > 10
+        assert served.post("/v1/completions", endless(stream=False)).status_code == 404
+        assert served.get("/api/ps").status_code == 200
+        runners(served)[0].send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while blobs(served) - before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert blobs(served) == before
+
+
 WRONG: tuple[tuple[str, Any, int, str], ...] = (
     ("/v1/chat/completions", {"model": "nope", "messages": [{"role": "user", "content": "x"}]}, 404, "nope"),
     ("/v1/chat/completions", {"model": "bud", "messages": []}, 400, "messages"),
