@@ -7,6 +7,8 @@ device; the host passes a few integers per step. Knows rows, slots and positions
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +35,7 @@ EMBED_SIZES = (64, 512, 2048)
 
 MAX_ROW_SIZES = 5
 COMPILE_THREADS = 2
+BACKGROUND_NICENESS = 10
 
 Key = tuple[str, int]
 """Kind and size: ("prefill", tokens), ("decode", rows), ("general", rows), ("copy", 1) and so on."""
@@ -106,9 +109,9 @@ class Programs:
         self.trash = slots + stored
         self.buckets = Buckets(prefill_sizes(context), row_sizes(slots))
         self.embed_sizes = sizes_up_to(context, EMBED_SIZES, EMBED_SIZES[0])
-        self._make_state = partial(_init_state, config, slots + stored, context, kv_type)
+        self._make_state = jax.jit(partial(_init_state, config, slots + stored, context, kv_type))
         self._abstract_params = jax.tree.map(_abstract, params)
-        self.state = self._make_state()
+        self.state: State = self._make_state()
         self._abstract_state = jax.tree.map(_abstract, self.state)
         self._compiled: dict[Key, Any] = {}
         self._wanted: dict[Key, Future[None]] = {key: Future() for key in self._keys()}
@@ -116,7 +119,7 @@ class Programs:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(COMPILE_THREADS, thread_name_prefix="compile")
         self._no_mask = {
-            rows: jnp.zeros((rows, mask_words(config.vocabulary_size)), jnp.uint32)
+            rows: jax.device_put(np.zeros((rows, mask_words(config.vocabulary_size)), np.uint32))
             for rows in self.buckets.decode
         }
 
@@ -139,7 +142,7 @@ class Programs:
     @property
     def first_keys(self) -> list[Key]:
         """What the first token, or the first vector, needs."""
-        return self._keys()[: 1 if self.config.bidirectional else 4]
+        return self._keys()[: 1 if self.config.bidirectional else 3]
 
     @property
     def compiled(self) -> int:
@@ -190,11 +193,14 @@ class Programs:
         )
 
     def _compile_all(self) -> None:
+        first = self.first_keys
         while True:
             with self._lock:
                 if not self._queue:
                     return
                 key = self._queue.pop(0)
+            if key not in first:
+                _yield_the_processor()
             try:
                 self._compiled[key] = self._compile(key)
             except BaseException as error:
@@ -284,7 +290,12 @@ class Programs:
     def _copy_program(self, _: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
         def copy(state: State, where: jax.Array) -> State:
             source, target = where
-            return jax.tree.map(lambda x: x.at[target].set(x[source]), state)
+            return jax.tree.map(
+                lambda x: lax.dynamic_update_index_in_dim(
+                    x, lax.dynamic_index_in_dim(x, source, keepdims=False), target, 0
+                ),
+                state,
+            )
 
         return copy, (self._abstract_state, _ints(2)), (0,)
 
@@ -424,6 +435,12 @@ def neutral_settings(rows: int, vocabulary_size: int) -> Settings:
 def _init_state(config: DecoderConfig, slots: int, context: int, kv_type: DTypeLike) -> State:
     cache = init_cache(config, slots, context, kv_type)
     return State(cache, jnp.zeros((slots + 1, context), jnp.int32))
+
+
+def _yield_the_processor() -> None:
+    """Lowers this thread's priority: what is compiled behind a running stream must not slow it down."""
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
 
 
 def _platform(params: Mapping[str, Any]) -> str:
