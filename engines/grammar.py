@@ -26,8 +26,9 @@ MAX_SOURCE_BYTES = 1 << 20
 MAX_ERROR_CHARS = 300
 MAX_CHOICES = 10_000
 
-JSON_OPTIONS: Any = {"coerce_one_of": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,16}"}
-"""Overlapping `oneOf` branches are taken as `anyOf`; white space is free, but not endless."""
+JSON_OPTIONS: Any = {"coerce_one_of": True, "whitespace_pattern": r"(\x20|\x0A\x20{0,16}|\x0A\x09{0,8})?"}
+"""Overlapping `oneOf` branches are taken as `anyOf`. White space is one blank, or a new line with its
+indentation: a small model that may write more writes nothing else until its tokens are used up."""
 
 ALL_ALLOWED = np.uint32(0xFFFFFFFF)
 
@@ -98,10 +99,10 @@ class GrammarCompiler:
             return self._tokenizer
 
     def _read(self) -> Vocabulary:
-        from modelfiles.tokenizer import TokenizerError, load_tokenizer
+        from modelfiles.tokenizer import TokenizerError, load_vocabulary
 
         try:
-            return load_tokenizer(self._files).vocabulary()
+            return load_vocabulary(self._files)
         except TokenizerError as error:
             raise InvalidRequest(f"a grammar needs the model's tokenizer: {error}") from error
 

@@ -92,6 +92,23 @@ def test_json_is_an_object() -> None:
     assert first <= {b"{", b""}
 
 
+def test_white_space_in_json_is_a_blank_or_a_line_with_its_indentation() -> None:
+    def walk(text: bytes) -> bool:
+        matcher = start("json", "")
+        for byte in text:
+            if TABLE.token_bytes.index(bytes([byte])) not in allowed(matcher):
+                return False
+            matcher.take(TABLE.token_bytes.index(bytes([byte])))
+        return True
+
+    pretty = json.dumps({"a": [1, {"b": None}]}, indent=4).encode()
+    assert walk(pretty)
+    assert walk(b'{"a": 1}')
+    assert not walk(b'{  "a"')
+    assert not walk(b"{\n\n")
+    assert not walk(b"{\r")
+
+
 def test_overlapping_one_of_is_taken_as_any_of() -> None:
     schema = {"oneOf": [{"const": "a"}, {"type": "string", "maxLength": 1}]}
     assert isinstance(json.loads(random_text(start("json_schema", json.dumps(schema)), 1)), str)
