@@ -101,7 +101,9 @@ class Catalog:
             return self._built_in[wanted]
         try:
             entry = self.store.entry(ModelName.parse(wanted))
-        except (registry_errors.ModelNotFound, registry_errors.InvalidName):
+        except registry_errors.InvalidName:
+            raise ModelNotFound(name, well_formed=False) from None
+        except registry_errors.ModelNotFound:
             raise ModelNotFound(name) from None
         key = (str(entry.path), entry.digest)
         if key in self._served:

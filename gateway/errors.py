@@ -91,17 +91,18 @@ class NotFound(GatewayError):
 
 
 class ModelNotFound(NotFound):
-    """`name` is what the caller wrote."""
+    """`name` is what the caller wrote; `well_formed` whether any model could be called so."""
 
     code = "model_not_found"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, well_formed: bool = True) -> None:
         super().__init__(
             f"model not found: {name!r} is not in the store; `gemmule list` shows what is, "
             f"`gemmule pull` fetches more",
             param="model",
         )
         self.name = name
+        self.well_formed = well_formed
 
 
 class MethodNotAllowed(GatewayError):

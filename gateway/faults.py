@@ -55,6 +55,8 @@ def answer(scope: Scope, error: BaseException) -> JSONReply:
     path = scope.get("path", "/")
     body = next(body for prefix, body in BODIES if path.startswith(prefix))
     if isinstance(error, ModelNotFound) and body is ollama_body:
+        if not error.well_formed:
+            return JSONReply({"error": "invalid model name"}, status_code=400)
         return JSONReply({"error": f"model '{error.name}' not found"}, status_code=error.status)
     fault = describe(error)
     return JSONReply(body(fault), status_code=fault.status, headers=fault.headers)

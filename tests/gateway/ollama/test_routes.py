@@ -153,6 +153,10 @@ def test_a_break_in_mid_stream_is_a_last_line_with_the_error(http: httpx.Client)
         ("/api/chat", CHAT | {"model": "nope"}, 404, "model 'nope' not found"),
         ("/api/generate", GENERATE | {"model": "nope"}, 404, "model 'nope' not found"),
         ("/api/show", {"model": "nope"}, 404, "model 'nope' not found"),
+        ("/api/show", {"model": "../../etc/passwd"}, 400, "invalid model name"),
+        ("/api/generate", GENERATE | {"model": "a b"}, 400, "invalid model name"),
+        ("/api/chat", CHAT | {"model": "a//b"}, 400, "invalid model name"),
+        ("/api/embed", {"model": "x:y:z", "input": "x"}, 400, "invalid model name"),
         ("/api/show", {}, 400, "model is required"),
         (
             "/api/chat",
