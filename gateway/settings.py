@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from gateway.duration import parse_duration
+
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_PORT = 11434
@@ -26,10 +28,8 @@ FOREIGN_STORES = (
 )
 """Where an Ollama on this machine usually keeps its models; those that exist are read, never written."""
 
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _SIZES |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
-_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
 
 
 class SettingsError(ValueError):
@@ -42,21 +42,6 @@ class Alias:
 
     pattern: str
     target: str
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of a Go duration (`5m`, `1h30m`) or a bare number of seconds; negative means for ever."""
-    stripped = text.strip()
-    sign = -1.0 if stripped.startswith("-") else 1.0
-    body = stripped.lstrip("+-")
-    try:
-        return sign * float(body)
-    except ValueError:
-        pass
-    parts = _DURATION_PART.findall(body)
-    if not parts or "".join(number + unit for number, unit in parts) != body:
-        raise ValueError(f"{text!r} is no duration; write 300, 5m or 1h30m")
-    return sign * sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 def parse_size(text: str) -> int:
@@ -107,10 +92,6 @@ def _count(text: str) -> int:
     if not text.strip().isdigit():
         raise ValueError(f"{text!r} is no whole number from 0 upward")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    return parse_duration(text)
 
 
 def _networks(text: str) -> tuple[IPNetwork, ...]:
@@ -169,9 +150,9 @@ VARIABLES = (
              "stores of others, read only"),
     Variable("state", "GEMMULE_STATE", None, "~/.gemmule/state", _path,
              "stored responses, keys, compiled programs"),
-    Variable("keep_alive", "GEMMULE_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE", "5m", _seconds,
+    Variable("keep_alive", "GEMMULE_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE", "5m", parse_duration,
              "how long an idle model stays loaded; negative for ever"),
-    Variable("load_timeout", "GEMMULE_LOAD_TIMEOUT", "OLLAMA_LOAD_TIMEOUT", "5m", _seconds,
+    Variable("load_timeout", "GEMMULE_LOAD_TIMEOUT", "OLLAMA_LOAD_TIMEOUT", "5m", parse_duration,
              "longest silence of a loading model"),
     Variable("max_loaded", "GEMMULE_MAX_LOADED_MODELS", "OLLAMA_MAX_LOADED_MODELS", "0", _count,
              "models loaded at once; 0 for as many as fit"),
@@ -202,7 +183,7 @@ VARIABLES = (
              "private networks that callers from elsewhere may pull models from"),
     Variable("aliases", "GEMMULE_ALIASES", None, "", _aliases,
              "names served by other models: gpt-*=gemma3:4b"),
-    Variable("drain", "GEMMULE_DRAIN", None, "25s", _seconds,
+    Variable("drain", "GEMMULE_DRAIN", None, "25s", parse_duration,
              "how long running requests may finish at shutdown"),
     Variable("sandbox_workers", "GEMMULE_SANDBOX_WORKERS", None, "2", _count,
              "processes that render, encode and parse strangers' bytes"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from gateway.cli.output import WordWrap, colours
-from gateway.ollama.duration import format_duration
+from gateway.duration import format_duration
 
 MIN_WRAP_COLUMNS = 20
 

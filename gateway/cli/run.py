@@ -20,7 +20,7 @@ from gateway.cli.errors import OK, USAGE, CommandError
 from gateway.cli.progress import Waiting
 from gateway.cli.transfer import fetch
 from gateway.client import Client, ServerRefused
-from gateway.ollama.duration import parse_duration
+from gateway.duration import parse_duration
 
 THINK_WORDS: dict[str, bool | str] = {
     "true": True,

@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.duration import parse_duration
 from gateway.errors import BadRequest
-from gateway.ollama.duration import parse_duration
 from gateway.strict_json import parse_object
 
 MAX_MESSAGES = 100_000

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from engines.base import Grammar
+from gateway.duration import parse_duration
 from gateway.errors import BadRequest, UnsupportedParameter
 from gateway.openai.schema import (
     ChatBody,
@@ -24,7 +25,6 @@ from gateway.openai.schema import (
     ToolBody,
     ToolCallBody,
 )
-from gateway.settings import parse_duration
 from gateway.types import (
     ChatRequest,
     CompletionRequest,

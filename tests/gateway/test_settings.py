@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.auth import check_exposure, hash_key, read_keys
-from gateway.settings import VARIABLES, Settings, SettingsError, parse_duration, parse_host, parse_size
+from gateway.settings import VARIABLES, Settings, SettingsError, parse_host, parse_size
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -25,29 +25,6 @@ def test_ours_goes_before_ollamas_and_ollamas_before_the_default() -> None:
     assert Settings.read({"OLLAMA_KEEP_ALIVE": "1h", "GEMMULE_KEEP_ALIVE": "2m"}).keep_alive == 120
     assert Settings.read({"OLLAMA_KEEP_ALIVE": "1h", "GEMMULE_KEEP_ALIVE": " "}).keep_alive == 3600
     assert Settings.read({"OLLAMA_MODELS": '"/models"'}).models == Path("/models")
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("5m", 300),
-        ("1h30m", 5400),
-        ("-1", -1),
-        ("-1s", -1),
-        ("0", 0),
-        ("1.5s", 1.5),
-        ("250ms", 0.25),
-        ("90", 90),
-    ],
-)
-def test_durations(text: str, seconds: float) -> None:
-    assert parse_duration(text) == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize("text", ["", "soon", "5x", "5m3", "m", "1h-2m"])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ValueError, match="no duration"):
-        parse_duration(text)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
-"""Go's durations as text: `1h30m`, `350ms`, `-1s`; the form of every time span in Ollama's API and command.
+"""Go's durations as text: `1h30m`, `350ms`, `-1s`; the form of time spans in settings, in Ollama's API and in
+its command.
 
-Pure functions, standard library only, so that the command line may load them. Called by schema and cli.
+Pure functions, standard library only, so that the command line may load them. Called by settings, the native
+API's schema and cli.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.ollama.duration import format_duration, parse_duration
+from gateway.duration import format_duration, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ from gateway.ollama.duration import format_duration, parse_duration
         ("+2ms", 0.002),
         ("1m0.5s", 60.5),
         ("24h0m0s", 86400),
+        ("250ms", 0.25),
         ("3us", 3e-6),
         ("3µs", 3e-6),
     ],
@@ -32,7 +33,9 @@ def test_forms_that_are_read(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "5 m", "5m 3", "m", "1d", "--1s", "1e3s", "٥m", "9999999999h"])
+@pytest.mark.parametrize(
+    "text", ["", "soon", "5 m", "5m 3", "m", "1d", "5m3", "1h-2m", "nan", "--1s", "1e3s", "٥m", "9999999999h"]
+)
 def test_forms_that_are_refused_name_the_text(text: str) -> None:
     with pytest.raises(ValueError, match="invalid duration"):
         parse_duration(text)
