@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gateway.errors import BadRequest
-from gateway.sandbox import Sandbox
+from gateway.sandbox import Sandbox, SandboxError
 from gateway.sandbox_worker import Quantize as QuantizeCall
 from modelfiles.files import ModelFile
 from registry.create import Quantize
+from registry.errors import DiskFull
 
 KINDS = {"Q4_0": "q4_0", "Q4_K_M": "q4_K_M", "Q4_K": "q4_K_M", "Q8_0": "q8_0"}
 """Types as they are shown, and the mixture of the engine that makes each; Q4_K is Ollama's short form."""
@@ -43,6 +44,10 @@ def quantization(wanted: str | None) -> Quantize | None:
         try:
             await sandbox.warm()  # from here on `close` ends it, whenever the caller leaves
             await sandbox.call(call, bool, START_SECONDS + size / WRITTEN_BYTES_PER_SECOND)
+        except SandboxError as error:
+            if error.kind_of_error == "OSError":  # numpy does not say why it could not write
+                raise DiskFull(size, -1) from error
+            raise
         finally:
             await sandbox.close()
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from modelfiles.files import ModelFile
 from modelfiles.modelfile import Modelfile
 from registry.blobs import Digest, parse_digest
 from registry.bundled import ensure_bundled
-from registry.create import create, human_count
+from registry.create import Quantize, create, human_count
 from registry.errors import (
     BlobNotFound,
     InvalidArchive,
     InvalidModelfile,
+    ModelCorrupt,
     ModelNotFound,
     RegistryError,
     UnsupportedFormat,
@@ -300,3 +302,49 @@ def test_the_bundled_model_is_published_once_and_stays_removed(store: Store, ggu
     assert ensure_bundled(fresh, describe, gguf) is None
     assert fresh.get("bud").system == "mine"
     assert ensure_bundled(fresh, describe, gguf / "nowhere") is None
+
+
+def in_q8_0(write: Callable[[Sequence[ModelFile], Path], None]) -> Quantize:
+    async def written(files: Sequence[ModelFile], path: Path) -> None:
+        write(files, path)
+
+    return Quantize("Q8_0", written)
+
+
+def test_quantized_weights_take_the_place_of_floats(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(1))
+    for name in ("model.safetensors.index.json", "config.json", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    seen: list[str] = []
+
+    def write(files: Sequence[ModelFile], path: Path) -> None:
+        seen.extend(file.name for file in files)
+        path.write_bytes(gguf_bytes(7))
+
+    model, lines = make(store, "few", f"FROM {folder}\nSYSTEM s", folder, quantize=in_q8_0(write))
+    assert "quantizing F32 model to Q8_0" in lines
+    assert "model.safetensors" in seen
+    weights = [file for file in model.files if file.role == "weights"]
+    assert [Path(file.path).read_bytes() for file in weights] == [gguf_bytes(7)]
+    beside = {file.name for file in model.files if file.role != "weights"}
+    assert beside == {"config.json", "tokenizer.json"}
+    assert (model.config.model_format, model.system) == ("gguf", "s")
+    assert list((store.root / "staging").glob("*.tmp")) == []
+
+
+def test_a_quantizer_that_fails_leaves_nothing(store: Store, gguf: Path) -> None:
+    def fail(files: Sequence[ModelFile], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise InvalidModelfile("no")
+
+    def replace_file(files: Sequence[ModelFile], path: Path) -> None:
+        path.unlink()
+        path.write_bytes(b"another file")
+
+    for write, fault in ((fail, InvalidModelfile), (replace_file, ModelCorrupt)):
+        with pytest.raises(fault):
+            make(store, "few", "FROM ./fox.gguf", gguf, quantize=in_q8_0(write))
+    assert list((store.root / "staging").glob("*.tmp")) == []
+    assert store.list() == []
