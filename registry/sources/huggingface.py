@@ -1,11 +1,15 @@
 """Models on the Hugging Face hub (or a mirror): which files of a repository make the model wanted.
 
 Metadata and files come through our own transport, so that downloads resume and are verified; large files
-declare their SHA-256 there. Tokens, endpoint and offline mode are read where its own client reads them.
+declare their SHA-256 there. The token (renewed when it came from a login in a browser) and the cache folder
+are asked of `huggingface_hub`, imported at the first pull; it knows the environment of this process alone, so
+for any other one they are read here.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +25,7 @@ from registry.errors import (
     InvalidManifest,
     NotFound,
     SourceError,
+    Unauthorized,
     Unavailable,
     UnsupportedFormat,
 )
@@ -86,7 +91,7 @@ class HuggingFaceSource:
 
     async def credentials(self, refresh: bool) -> Mapping[str, str]:
         """The user's token, where there is one."""
-        token = find_token(self._settings.environment)
+        token = await asyncio.to_thread(find_token, self._settings.environment)
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     async def _commit(self, reference: Reference) -> str:
@@ -249,14 +254,35 @@ def _listed(names: Mapping[str, Any]) -> str:
     return ", ".join(known[:20]) + (", ..." if len(known) > 20 else "") if known else "none"
 
 
-def _home(environment: Mapping[str, str]) -> Path:
-    return Path(
-        environment.get("HF_HOME") or Path(environment.get("HOME", "~")).expanduser() / ".cache/huggingface"
-    )
-
-
 def find_token(environment: Mapping[str, str]) -> str:
-    """The token, from the variables and files that the hub's own client reads."""
+    """The user's token, or ""; raises Unauthorized when a login cannot be renewed."""
+    if not _is_ours(environment):
+        return _read_token(environment)
+    from huggingface_hub import get_token
+
+    try:
+        return get_token() or ""
+    except Exception as error:  # of the network, the login, or the file it is kept in
+        raise Unauthorized(
+            f"the Hugging Face login cannot be used ({type(error).__name__}); run `hf auth login` again"
+        ) from error
+
+
+def hub_caches(environment: Mapping[str, str]) -> list[Path]:
+    """Where the hub's own client keeps what it downloaded."""
+    if not _is_ours(environment):
+        return [Path(environment.get("HF_HUB_CACHE") or _home(environment) / "hub")]
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return [Path(HF_HUB_CACHE)]
+
+
+def _is_ours(environment: Mapping[str, str]) -> bool:
+    """Whether these are the variables of this process, the only ones that `huggingface_hub` reads."""
+    return dict(environment) == dict(os.environ)
+
+
+def _read_token(environment: Mapping[str, str]) -> str:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if environment.get(name, "").strip():
             return environment[name].strip()
@@ -267,6 +293,7 @@ def find_token(environment: Mapping[str, str]) -> str:
         return ""
 
 
-def hub_caches(environment: Mapping[str, str]) -> list[Path]:
-    """Where the hub's own client keeps what it downloaded."""
-    return [Path(environment.get("HF_HUB_CACHE") or _home(environment) / "hub")]
+def _home(environment: Mapping[str, str]) -> Path:
+    return Path(
+        environment.get("HF_HOME") or Path(environment.get("HOME", "~")).expanduser() / ".cache/huggingface"
+    )

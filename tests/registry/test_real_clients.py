@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.sources.huggingface import find_token, hub_caches
 from tests.registry.fakehub import FakeHub
 
 
@@ -45,6 +46,34 @@ def test_huggingface_hub_downloads_from_the_fake_hub(tmp_path: Path) -> None:
         hub.gated.add("org/fox")
         gated = refused.replace("ghost", "fox")
         assert run_client(gated, environment, tmp_path) == "GatedRepoError"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"HF_HOME": "{home}/elsewhere"},
+        {"HF_TOKEN": "of-the-variable", "HF_HUB_CACHE": "{home}/cache"},
+        {"HF_TOKEN_PATH": "{home}/elsewhere/token"},
+    ],
+)
+def test_token_and_cache_are_those_of_the_hubs_own_client(tmp_path: Path, variables: dict[str, str]) -> None:
+    for folder in (tmp_path / ".cache" / "huggingface", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+        (folder / "token").write_text(f"in-{folder.name}\n", encoding="utf-8")
+    environment = {name: value.format(home=tmp_path) for name, value in variables.items()}
+    code = (
+        "import os, sys\nfrom registry.sources.huggingface import find_token, hub_caches\n"
+        "assert 'huggingface_hub' not in sys.modules\n"
+        "found = find_token(dict(os.environ)), str(hub_caches(dict(os.environ))[0])\n"
+        "assert 'huggingface_hub' in sys.modules\n"
+        "print(*found)"
+    )
+    token, cache = run_client(code, environment, tmp_path).split()
+    injected = environment | {"HOME": str(tmp_path)}
+    assert token == find_token(injected)
+    assert Path(cache) == hub_caches(injected)[0]
 
 
 @pytest.mark.slow
