@@ -238,13 +238,19 @@ async def serve(fd: int, make_engine: Callable[[], ServedEngine]) -> None:
     await runner.ended
 
 
+def ignore_group_signals() -> None:
+    """Ctrl-C and a service's stop reach the whole group; the gateway drains first, then ends its runners."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m engines.runner", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited end of a socketpair")
     parser.add_argument("--engine", choices=sorted(ENGINES), default="decoder")
     chosen = parser.parse_args(arguments)
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the gateway decides
+    ignore_group_signals()
     asyncio.run(serve(chosen.fd, ENGINES[chosen.engine]))
     sys.stderr.flush()
     os._exit(0)  # a thread inside XLA cannot be joined

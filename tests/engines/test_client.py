@@ -16,6 +16,7 @@ from contextlib import aclosing, asynccontextmanager
 from functools import wraps
 from typing import Any
 
+import psutil
 import pytest
 
 from engines.base import (
@@ -248,6 +249,20 @@ def test_a_dead_runner_is_noticed_within_a_second(how: str) -> None:
                     await call
 
     check()
+
+
+@run_async
+async def test_signals_to_the_whole_group_leave_a_runner_to_its_gateway() -> None:
+    async with scripted() as client:
+        stream = await client.generate(ask(ENDLESS))
+        await anext(stream)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(client.pid, number)
+        await asyncio.sleep(0.1)
+        await client.status()
+        await anext(stream)
+        await stream.aclose()
+    assert not psutil.pid_exists(client.pid)
 
 
 @run_async
