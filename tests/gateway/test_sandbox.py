@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -61,6 +62,23 @@ def test_a_call_that_takes_too_long_is_stopped_and_the_next_one_works(tmp_path: 
                 await sandbox.call(long, list[int], deadline=0.2)
             assert time.monotonic() - started < 3
             assert (await sandbox.call(chat_call(tmp_path), Prepared)).token_ids
+        finally:
+            await sandbox.close()
+
+    asyncio.run(scenario())
+
+
+def test_signals_to_the_whole_group_leave_a_worker_to_its_gateway(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        sandbox = Sandbox(1)
+        try:
+            await sandbox.call(chat_call(tmp_path), Prepared)
+            before = set(sandbox._workers)
+            for worker in before:
+                os.kill(worker._process.pid, signal.SIGTERM)
+                os.kill(worker._process.pid, signal.SIGINT)
+            assert (await sandbox.call(chat_call(tmp_path), Prepared)).token_ids
+            assert set(sandbox._workers) == before
         finally:
             await sandbox.close()
 
