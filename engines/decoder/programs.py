@@ -283,19 +283,21 @@ class Programs:
             return packed, logprobs, history.at[slots, positions].set(drawn.token_ids)
 
         settings = jax.tree.map(_abstract, neutral_settings(rows, self.config.vocabulary_size))
-        mask = jax.ShapeDtypeStruct((rows, mask_words(self.config.vocabulary_size)), jnp.uint32)
+        mask = _shaped((rows, mask_words(self.config.vocabulary_size)), jnp.uint32)
         arguments = (self._logits(rows), self._abstract_state.history, _ints(2, rows), settings, mask)
         return general, arguments, (1,)
 
     def _copy_program(self, _: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
         def copy(state: State, where: jax.Array) -> State:
             source, target = where
-            return jax.tree.map(
-                lambda x: lax.dynamic_update_index_in_dim(
-                    x, lax.dynamic_index_in_dim(x, source, keepdims=False), target, 0
-                ),
-                state,
-            )
+
+            def over(x: jax.Array) -> jax.Array:
+                row = lax.dynamic_index_in_dim(x, source)
+                changed: jax.Array = lax.dynamic_update_index_in_dim(x, row, target, 0)
+                return changed
+
+            copied: State = jax.tree.map(over, state)
+            return copied
 
         return copy, (self._abstract_state, _ints(2)), (0,)
 
@@ -306,7 +308,7 @@ class Programs:
             logits = model.logits(config, params, hidden)
             return sampling.log_probabilities(logits, targets, jnp.ones(size, bool))
 
-        hidden = jax.ShapeDtypeStruct((size, config.width), jnp.float32)
+        hidden = _shaped((size, config.width), jnp.float32)
         return score, (self._abstract_params, hidden, _ints(size)), ()
 
     def _embed_program(self, size: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
@@ -315,12 +317,13 @@ class Programs:
         def embed(params: Any, tokens: jax.Array, length: jax.Array) -> jax.Array:
             steps = jnp.arange(size, dtype=jnp.int32)
             positions = jnp.where(steps < length, steps, -1)
-            return embedding.embed(config, params, tokens[None], positions[None])[0]
+            vector: jax.Array = embedding.embed(config, params, tokens[None], positions[None])[0]
+            return vector
 
         return embed, (self._abstract_params, _ints(size), _ints()), ()
 
     def _logits(self, rows: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, self.config.vocabulary_size), jnp.float32)
+        return _shaped((rows, self.config.vocabulary_size), jnp.float32)
 
     # Running
 
@@ -342,6 +345,7 @@ class Programs:
         where = np.zeros((3, size), np.int32)
         where[:2] = self._where(slots, positions, size, -1)
         where[2, : len(adapters)] = adapters
+        logits: jax.Array
         logits, self.state = self._get(("decode", size))(self.params, self.state, where)
         return logits
 
@@ -413,22 +417,26 @@ class Programs:
 
 def neutral_settings(rows: int, vocabulary_size: int) -> Settings:
     """Greedy rows without anything else, as host arrays that a caller fills in."""
+
+    def filled(value: float, kind: DTypeLike, *width: int) -> Any:
+        return np.full((rows, *width), value, kind)
+
     return Settings(
-        temperature=np.zeros(rows, np.float32),
-        top_k=np.zeros(rows, np.int32),
-        top_p=np.ones(rows, np.float32),
-        min_p=np.zeros(rows, np.float32),
-        typical_p=np.ones(rows, np.float32),
-        repeat_penalty=np.ones(rows, np.float32),
-        repeat_last_n=np.zeros(rows, np.int32),
-        presence_penalty=np.zeros(rows, np.float32),
-        frequency_penalty=np.zeros(rows, np.float32),
-        generated_from=np.zeros(rows, np.int32),
-        seed=np.zeros((rows, 2), np.uint32),
-        bias_ids=np.full((rows, sampling.MAX_BIAS), vocabulary_size, np.int32),
-        bias_values=np.zeros((rows, sampling.MAX_BIAS), np.float32),
-        masked=np.zeros(rows, bool),
-        logprobs=np.zeros(rows, bool),
+        temperature=filled(0, np.float32),
+        top_k=filled(0, np.int32),
+        top_p=filled(1, np.float32),
+        min_p=filled(0, np.float32),
+        typical_p=filled(1, np.float32),
+        repeat_penalty=filled(1, np.float32),
+        repeat_last_n=filled(0, np.int32),
+        presence_penalty=filled(0, np.float32),
+        frequency_penalty=filled(0, np.float32),
+        generated_from=filled(0, np.int32),
+        seed=filled(0, np.uint32, 2),
+        bias_ids=filled(vocabulary_size, np.int32, sampling.MAX_BIAS),
+        bias_values=filled(0, np.float32, sampling.MAX_BIAS),
+        masked=filled(False, bool),
+        logprobs=filled(False, bool),
     )
 
 
@@ -449,8 +457,14 @@ def _platform(params: Mapping[str, Any]) -> str:
 
 
 def _abstract(array: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+    return _shaped(array.shape, array.dtype)
 
 
 def _ints(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.int32)
+    return _shaped(shape, jnp.int32)
+
+
+def _shaped(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+    make: Any = jax.ShapeDtypeStruct  # untyped in JAX 0.10
+    made: jax.ShapeDtypeStruct = make(shape, dtype)
+    return made
