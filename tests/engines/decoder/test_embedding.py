@@ -53,7 +53,7 @@ def embed_padded(model: Any, ids: np.ndarray[Any, Any], padding: int) -> np.ndar
     return np.asarray(vectors[0])
 
 
-@pytest.mark.parametrize("container", ["folder", "gguf"])
+@pytest.mark.parametrize("container", ["folder", pytest.param("gguf", marks=pytest.mark.slow)])
 def test_embedding_gemma_equals_the_reference(
     container: str, golden: Any, recipe: ModuleType, tmp_path: Path
 ) -> None:

@@ -42,7 +42,10 @@ def load_recipe() -> ModuleType:
 recipe = load_recipe()
 STORED = sorted(path.stem for path in (TESTS / "golden" / "logits").glob("*.npz"))
 GOLDEN = [family for family in STORED if family not in recipe.ENCODERS]
+QUICKEST = ("gemma", "gemma2", "gemma3")
+"""Families compared in every check; the others take seconds each to compile."""
 
+CHECKED = [pytest.param(family, marks=() if family in QUICKEST else pytest.mark.slow) for family in GOLDEN]
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiling is what these tests spend their time on
 
@@ -95,7 +98,7 @@ def relative(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> fl
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("family", GOLDEN)
+@pytest.mark.parametrize("family", CHECKED)
 def test_chunks_through_the_cache_equal_the_reference(family: str, tmp_path: Path) -> None:
     config, tensors, expected = stored(family)
     model = weights.load(recipe.write_folder(tmp_path, config, tensors))

@@ -47,7 +47,9 @@ def greedy(model: LoadedModel, first: int, count: int, stop: int) -> list[int]:
     return out
 
 
-@pytest.mark.parametrize("container", ["stories_folder", "stories_gguf"])
+@pytest.mark.parametrize(
+    "container", [pytest.param("stories_folder", marks=pytest.mark.slow), "stories_gguf"]
+)
 def test_the_published_greedy_text_is_reproduced(
     container: str, request: pytest.FixtureRequest, stories: Any, published: str
 ) -> None:

@@ -203,14 +203,15 @@ def test_the_candidates_and_the_whole_vocabulary_agree(monkeypatch: pytest.Monke
 
 
 def test_greedy_takes_the_first_of_equals_in_every_path() -> None:
-    logits = np.zeros((3, 500), np.float32)
+    logits = np.zeros((4, 500), np.float32)
     logits[:, [7, 400, 499]] = 5.0
-    assert np.asarray(sampling.greedy(jnp.array(logits)).token_ids).tolist() == [7, 7, 7]
-    rows = [Row(temperature=0), Row(temperature=1.0), Row(temperature=0, top_k=3)]
+    assert np.asarray(sampling.greedy(jnp.array(logits)).token_ids).tolist() == [7, 7, 7, 7]
+    rows = [Row(temperature=0), Row(temperature=1.0), Row(temperature=0, top_k=3), Row()]
     drawn = np.asarray(draw(logits, rows).token_ids)
     assert drawn[0] == drawn[2] == 7
 
 
+@pytest.mark.slow
 def test_a_token_depends_on_its_own_row_alone() -> None:
     size = 500
     logits = np.stack([random_logits(size, seed) for seed in range(len(FILTERS))])
