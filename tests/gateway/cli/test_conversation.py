@@ -175,6 +175,7 @@ def test_a_real_terminal(server: LiveServer, tmp_path: Path) -> None:
         screen.type("a word\r")
         screen.wait_for("a word")
         screen.wait_for("model")
+        screen.wait_for(">>> ")  # the answer is over: Ctrl-C is for the prompt
         screen.type("\x03")
         screen.wait_for("/bye to exit")
         screen.type("/bye\r")
