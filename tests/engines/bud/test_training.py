@@ -17,6 +17,9 @@ SHAPE = Shape(
 )
 
 
+make_params = jax.jit(network.init_params, static_argnums=0)
+
+
 def test_documents_are_packed_whole_and_numbered() -> None:
     documents = [([1, 2, 3, 4], [0.0, 1.0, 1.0, 3.0]), ([5, 6, 7], [0.0, 1.0, 1.0]), ([8] * 9, [1.0] * 9)]
     batch = batches.pack(documents, rows=1, length=6)
@@ -27,7 +30,7 @@ def test_documents_are_packed_whole_and_numbered() -> None:
 
 
 def test_a_document_does_not_see_its_neighbour() -> None:
-    params = network.init_params(SHAPE, 0)
+    params = make_params(SHAPE, 0)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 50, (1, 16)))
     segments = jnp.asarray([[1] * 6 + [2] * 10])
     forward = jax.jit(network.forward, static_argnums=3)
@@ -46,13 +49,13 @@ def test_local_attention_is_masked_global_attention() -> None:
     time = jnp.arange(24)
     seen = (time[:, None] >= time) & (time[:, None] - time < 4)
     mask = seen & (segments[:, :, None] == segments[:, None])
-    local = network.attend_locally(query, key, value, segments, 4)
-    np.testing.assert_allclose(local, network.attend(query, key, value, mask), atol=1e-6)
+    local = jax.jit(network.attend_locally, static_argnums=4)(query, key, value, segments, 4)
+    np.testing.assert_allclose(local, jax.jit(network.attend)(query, key, value, mask), atol=1e-6)
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
     matrix = jax.random.normal(jax.random.key(0), (3, 24, 8))
-    values = np.linalg.svd(np.asarray(optimizer.orthogonalise(matrix)), compute_uv=False)
+    values = np.linalg.svd(np.asarray(jax.jit(optimizer.orthogonalise)(matrix)), compute_uv=False)
     assert values.min() > 0.6 and values.max() < 1.3
 
 
@@ -64,7 +67,7 @@ def test_the_schedule_rises_stays_and_falls_to_zero() -> None:
 
 
 def test_checkpoints_come_back(tmp_path: Path) -> None:
-    params = network.init_params(SHAPE, 1)
+    params = make_params(SHAPE, 1)
     state = optimizer.init_state(params)
     train.save_checkpoint(tmp_path / "checkpoint.npz", params, state, 7)
     found, moments, step = train.load_checkpoint(tmp_path / "checkpoint.npz")
@@ -74,7 +77,7 @@ def test_checkpoints_come_back(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_few_steps_learn_a_repeating_text() -> None:
-    params = network.init_params(SHAPE, 0)
+    params = make_params(SHAPE, 0)
     state = optimizer.init_state(params)
     tokens = jnp.tile(jnp.arange(8), (4, 4))
     arrays = (tokens, jnp.roll(tokens, -1, axis=1), jnp.ones((4, 32)), jnp.ones((4, 32), jnp.int32))

@@ -49,14 +49,11 @@ def test_any_chunking_equals_attention_without_a_cache(layer: LayerConfig, sizes
     query = generator.standard_normal((1, total, 4, 8)).astype(np.float32)
     keys, values = generator.standard_normal((2, 1, total, 2, 8)).astype(np.float32)
     positions = np.arange(total, dtype=np.int32)[None]
-    expected = attend_batch(
-        query, keys, values, positions, layer, scale=0.3, softcap=5.0, bidirectional=False
-    )
+    expected = _attend_uncached(layer, query, keys, values, positions)
     cache = init_cache(config_of(layer), 3, 512, jnp.float32, chunk=128)[0]
     assert cache is not None
     if layer.window:
         assert cache.length < total  # the ring wraps
-    step = jax.jit(partial(_write_and_attend, layer))
     out, start = [], 0
     for size in sizes:
         width = 1 if size == 1 else 128
@@ -65,12 +62,18 @@ def test_any_chunking_equals_attention_without_a_cache(layer: LayerConfig, sizes
         for target, source in zip(padded, (query, keys, values), strict=True):
             target[:, :size] = source[:, start : start + size]
         at[:, :size] = positions[:, start : start + size]
-        attended, cache = step(cache, *padded, at)
+        attended, cache = _write_and_attend(layer, cache, *padded, at)
         out.append(np.asarray(attended)[:, :size])
         start += size
     np.testing.assert_allclose(np.concatenate(out, axis=1), expected, atol=2e-5)
 
 
+@partial(jax.jit, static_argnums=0)
+def _attend_uncached(layer: LayerConfig, query: Any, keys: Any, values: Any, positions: Any) -> Any:
+    return attend_batch(query, keys, values, positions, layer, scale=0.3, softcap=5.0, bidirectional=False)
+
+
+@partial(jax.jit, static_argnums=0)
 def _write_and_attend(
     layer: LayerConfig, cache: LayerCache, query: Any, keys: Any, values: Any, positions: Any
 ) -> Any:
@@ -117,10 +120,9 @@ def test_int8_storage_is_close_and_smaller() -> None:
     query = jnp.asarray(generator.standard_normal((1, 20, 4, 8)), jnp.float32)
     positions = jnp.arange(20, dtype=jnp.int32)[None]
     results = []
-    step = jax.jit(partial(_write_and_attend, GLOBAL))
     for dtype in (jnp.float32, jnp.int8):
         cache = init_cache(config_of(GLOBAL), 1, 128, dtype)[0]
-        results.append(step(cache, query, keys, values, positions)[0])
+        results.append(_write_and_attend(GLOBAL, cache, query, keys, values, positions)[0])
     assert 0 < np.abs(results[0] - results[1]).max() < 0.05
 
 
