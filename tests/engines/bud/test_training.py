@@ -29,6 +29,7 @@ def test_documents_are_packed_whole_and_numbered() -> None:
     assert batch.segments[0].tolist() == [1, 1, 1, 2, 2, 0]
 
 
+@pytest.mark.slow
 def test_a_document_does_not_see_its_neighbour() -> None:
     params = make_params(SHAPE, 0)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 50, (1, 16)))

@@ -43,7 +43,9 @@ def random_params(config: DecoderConfig) -> Any:
 
 
 @pytest.mark.parametrize("layer", [SLIDING, GLOBAL], ids=["sliding", "global"])
-@pytest.mark.parametrize("sizes", [[1] * 300, [128, 1, 1, 100, 70], [7, 89, 128, 3, 73]], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param([1] * 300, id="one by one"), [128, 1, 1, 100, 70], [7, 89, 128, 3, 73]], ids=str
+)
 def test_any_chunking_equals_attention_without_a_cache(layer: LayerConfig, sizes: list[int]) -> None:
     total, generator = sum(sizes), np.random.default_rng(1)
     query = generator.standard_normal((1, total, 4, 8)).astype(np.float32)

@@ -73,6 +73,7 @@ def test_embedding_gemma_equals_the_reference(
     np.testing.assert_allclose(vector, expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_any_decoder_gives_the_mean_of_its_hidden_states(stories_folder: list[ModelFile]) -> None:
     model = weights.load(stories_folder)
     vector = embed_padded(model, np.array([1, 403, 407, 261]), padding=0)

@@ -144,7 +144,7 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize("size", [50, 20_000])
+@pytest.mark.parametrize("size", [50, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_the_filters_keep_what_sorting_keeps(size: int) -> None:
     """Compared as sets, through the share of draws; ties and the last float at a border aside."""
     for seed in range(3):
@@ -158,8 +158,9 @@ def test_the_filters_keep_what_sorting_keeps(size: int) -> None:
             assert (mine != expected).sum() <= 1, row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", FILTERS, ids=str)
-@pytest.mark.parametrize("size", [50, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [50, 20_000])
 def test_draws_follow_the_distribution(row: Row, size: int) -> None:
     """Chi-square over the likeliest tokens; 256 rows of other seeds at many positions in one batch."""
     logits = random_logits(size, 1, spread=1.0 if size == 50 else 2.0)
