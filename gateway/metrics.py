@@ -79,6 +79,6 @@ class Metrics:
         self._memory.clear()
         self._users.clear()
         for row in self._loaded():
-            self._memory.labels(row.names[0]).set(row.memory_bytes)
-            self._users.labels(row.names[0]).set(row.users)
+            self._memory.labels(row.names[0]).inc(row.memory_bytes)
+            self._users.labels(row.names[0]).inc(row.users)
         return generate_latest(self.registry)
