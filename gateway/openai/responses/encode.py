@@ -117,23 +117,25 @@ class ResponseStream:
             "top_logprobs": body.top_logprobs or 0,
             "top_p": body.top_p if body.top_p is not None else 1.0,
             "truncation": body.truncation or "disabled",
-            "usage": self._usage(),
+            **self._usage(),
             "metadata": body.metadata or {},
             "safety_identifier": body.safety_identifier,
             "prompt_cache_key": body.prompt_cache_key,
         }
 
-    def _usage(self) -> dict[str, Any] | None:
+    def _usage(self) -> dict[str, Any]:
+        """The `usage` key once it is known: the specification has no null there."""
         if self._finished is None:
-            return None
+            return {}
         whole = total([self._finished])
-        return {
+        usage = {
             "input_tokens": whole.engine.prompt,
             "input_tokens_details": {"cached_tokens": whole.engine.cached, "cache_write_tokens": 0},
             "output_tokens": whole.engine.generated,
             "output_tokens_details": {"reasoning_tokens": whole.reasoning_tokens},
             "total_tokens": whole.engine.prompt + whole.engine.generated,
         }
+        return {"usage": usage}
 
     # -- items ------------------------------------------------------------------------------------------
 
