@@ -98,16 +98,18 @@ def test_a_caller_that_leaves_takes_the_worker_along(tmp_path: Path) -> None:
     wanted = quantization("q4_K_M")
     assert wanted is not None
 
+    before = set(psutil.Process().children())  # servers of other tests
+
     async def scenario() -> None:
         task = asyncio.create_task(wanted.write(files, path))
         while not (path.exists() and path.stat().st_size):
             assert not task.done()
             await asyncio.sleep(0.01)
-        assert psutil.Process().children()
+        assert set(psutil.Process().children()) - before
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not psutil.Process().children()
+        assert not set(psutil.Process().children()) - before
 
     asyncio.run(scenario())
     assert path.stat().st_size < files[0].size // 4
