@@ -20,7 +20,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow and not gpu and not contract and not parity"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu and not contract and not parity"
 
 test: $(STAMP)
 	$(BIN)/pytest -m "not gpu and not contract and not parity"
