@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from decode import load, paired_ratio, plain_xla, random_model
+from tests.bench.decode import load, paired_ratio, plain_xla, random_model
 
 from engines.decoder import native
 from engines.decoder.cache import init_cache
