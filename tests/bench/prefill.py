@@ -18,12 +18,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tests.bench.decode import load, paired_ratio, plain_xla, random_model
 
 from engines.decoder import native
 from engines.decoder.cache import init_cache
 from engines.decoder.model import Batch, forward, logits
 from engines.decoder.weights.loading import LoadedModel
+from tests.bench.decode import load, paired_ratio, plain_xla, random_model
 
 CHUNK = 512
 

@@ -6,16 +6,16 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.servers import ROOT, server_process
+
 COMMAND = (sys.executable, "-m", "gateway.cli.main")
 
 
@@ -26,7 +26,7 @@ class Served:
     url: str
     process: subprocess.Popen[str]
     environment: dict[str, str]
-    lines: list[str] = field(default_factory=list)
+    lines: list[str]
 
     def command(
         self, *arguments: str, check: bool = True, stdin: str = ""
@@ -63,37 +63,9 @@ def serving(folder: Path, **changes: str) -> Iterator[Served]:
         "GEMMULE_DEVICE": "cpu",
         **changes,
     }
-    process = subprocess.Popen(
-        [*COMMAND, "serve"], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    served = Served("", process, environment)
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            served.lines.append(line)
-            if " listens on " in line:
-                served.url = line.split(" listens on ")[1].split()[0].rstrip(",")
-                break
-        else:
-            raise AssertionError("the server did not start: " + "".join(served.lines))
-        environment["GEMMULE_HOST"] = served.url.removeprefix("http://")
-        threading.Thread(target=_drain, args=(process, served.lines), daemon=True).start()
-        yield served
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        process.stderr.close()
-
-
-def _drain(process: subprocess.Popen[str], lines: list[str]) -> None:
-    assert process.stderr is not None
-    with contextlib.suppress(ValueError):
-        lines.extend(process.stderr)
+    with server_process([*COMMAND, "serve"], environment) as started:
+        environment["GEMMULE_HOST"] = started.url.removeprefix("http://")
+        yield Served(started.url, started.process, environment, started.lines)
 
 
 @pytest.fixture(scope="module")
