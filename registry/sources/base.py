@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from registry.download import RemoteFile
 from registry.reference import Reference
+from registry.remote import RemoteFile
 
 
 @dataclass(frozen=True, slots=True)

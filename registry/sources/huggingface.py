@@ -18,7 +18,6 @@ from typing import Any
 from urllib.parse import quote, urljoin
 
 from registry.blobs import Digest, parse_digest
-from registry.download import RemoteFile
 from registry.errors import (
     Gated,
     InvalidDigest,
@@ -31,6 +30,7 @@ from registry.errors import (
 )
 from registry.manifest import safe_relative
 from registry.reference import Reference
+from registry.remote import RemoteFile
 from registry.sources.base import Listing, SourceFile
 from registry.sources.local import kinds_of_names
 from registry.transport import Reply, Transport

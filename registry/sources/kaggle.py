@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from registry.download import RemoteFile
 from registry.errors import Gated, InvalidManifest, NotFound, SourceError, Unauthorized, Unavailable
 from registry.manifest import safe_relative
 from registry.reference import Reference
+from registry.remote import RemoteFile
 from registry.sources.base import Listing, SourceFile
 from registry.sources.local import kinds_of_names
 from registry.transport import Reply, Transport

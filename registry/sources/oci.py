@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
 
 from registry.blobs import digest_of
-from registry.download import RemoteFile
 from registry.errors import AddressRefused, DigestMismatch, InvalidManifest, SourceError, Unauthorized
 from registry.identity import Identity
 from registry.manifest import MANIFEST_LIMIT, MANIFEST_TYPE, OCI_MANIFEST_TYPE, Manifest
 from registry.name import ModelName
 from registry.reference import Reference
+from registry.remote import RemoteFile
 from registry.sources.base import Listing, SourceFile
 from registry.transport import Reply, Transport, origin_of
 

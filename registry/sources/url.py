@@ -6,9 +6,9 @@ from pathlib import PurePosixPath
 from urllib.parse import urldefrag, urlsplit
 
 from registry.blobs import parse_digest
-from registry.download import RemoteFile
 from registry.errors import InvalidDigest, InvalidReference, UnsupportedFormat
 from registry.reference import Reference
+from registry.remote import RemoteFile
 from registry.sources.base import Listing, SourceFile
 from registry.transport import Transport, origin_of
 
