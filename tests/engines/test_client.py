@@ -37,9 +37,10 @@ from engines.base import (
     TokenLogprob,
     Usage,
 )
-from engines.client import MAX_BUFFERED, RunnerClient, merge_outputs
+from engines.client import RunnerClient
 from engines.process import runner_command
 from engines.scripted import VOCABULARY, encode_text
+from engines.streams import MAX_BUFFERED, merge_outputs
 
 LOAD = LoadRequest(files=(), limits=Limits(slots=2, context=1000))
 

@@ -27,12 +27,13 @@ from engines.base import (
     SamplingParams,
     StepOutput,
 )
-from engines.client import RunnerClient, merge_outputs
+from engines.client import RunnerClient
 from engines.decoder import model as decoder_model
 from engines.decoder.embedding import embed
 from engines.decoder.engine import DecoderEngine
 from engines.decoder.programs import EMBED_SIZES, Programs, Sampled, prefill_sizes, row_sizes
 from engines.decoder.sampling import BAD_LOGITS
+from engines.streams import merge_outputs
 from modelfiles.files import ModelFile
 
 pytestmark = pytest.mark.slow
