@@ -17,7 +17,7 @@ from typing import Any
 
 from gateway.errors import ModelNotFound
 from gateway.sandbox import Sandbox
-from gateway.sandbox_worker import Describe, GetVocabulary, Inspect, Inspected
+from gateway.sandbox_calls import Describe, GetVocabulary, Inspect, Inspected
 from gateway.settings import Alias
 from modelfiles.description import ModelDescription
 from modelfiles.files import ModelFile

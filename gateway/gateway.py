@@ -23,7 +23,7 @@ from gateway.memory import Device
 from gateway.metrics import Metrics
 from gateway.planning import Planner
 from gateway.sandbox import Sandbox
-from gateway.sandbox_worker import Examine
+from gateway.sandbox_calls import Examine
 from gateway.service import Service
 from gateway.settings import Settings
 from modelfiles.description import ModelDescription

@@ -14,7 +14,7 @@ from gateway.errors import LoadError
 from gateway.manager import LoadPlan
 from gateway.memory import Device
 from gateway.sandbox import Sandbox
-from gateway.sandbox_worker import Measure, Measured
+from gateway.sandbox_calls import Measure, Measured
 from gateway.settings import Settings
 from modelfiles.files import ModelFile
 

@@ -23,7 +23,7 @@ from gateway.options import check_biases, max_tokens, resolve
 from gateway.planning import Planner, adapter_name, runner_key
 from gateway.running import Events, Running, start_all
 from gateway.sandbox import Sandbox
-from gateway.sandbox_worker import (
+from gateway.sandbox_calls import (
     CheckGrammar,
     Detokenize,
     PrepareChat,

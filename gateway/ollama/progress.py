@@ -22,7 +22,7 @@ from gateway.ollama.options import checked, parameter_lines
 from gateway.ollama.quantize import quantization
 from gateway.ollama.schema import CreateBody, TransferBody
 from gateway.sandbox import SandboxError
-from gateway.sandbox_worker import CheckTemplate
+from gateway.sandbox_calls import CheckTemplate
 from gateway.streaming import JSONReply, LineStream, ndjson, unless_gone
 from modelfiles.modelfile import Modelfile
 from modelfiles.templates.builtin import UnknownName, parser_convention, renderer_template

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway.errors import BadRequest
 from gateway.sandbox import Sandbox, SandboxError
-from gateway.sandbox_worker import Quantize as QuantizeCall
+from gateway.sandbox_calls import Quantize as QuantizeCall
 from modelfiles.files import ModelFile
 from registry.create import Quantize
 from registry.errors import DiskFull

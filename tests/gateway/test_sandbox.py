@@ -13,16 +13,14 @@ import pytest
 
 from gateway.errors import SandboxFailure
 from gateway.sandbox import Sandbox, SandboxError
-from gateway.sandbox_worker import (
-    CALLS,
+from gateway.sandbox_calls import (
     CheckTemplate,
     PrepareChat,
     Prepared,
-    Request,
     Tokenize,
     Turn,
-    answer,
 )
+from gateway.sandbox_worker import CALLS, Request, answer
 from modelfiles.messages import Message
 from modelfiles.templates.source import TemplateSource
 from tests.gateway.scripted_model import scripted_model

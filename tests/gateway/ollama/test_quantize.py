@@ -13,7 +13,7 @@ from engines.decoder.quantize import MIXTURES
 from gateway.errors import BadRequest
 from gateway.ollama.quantize import KINDS, quantization
 from gateway.sandbox import Sandbox, SandboxError
-from gateway.sandbox_worker import Quantize
+from gateway.sandbox_calls import Quantize
 from modelfiles.files import ModelFile
 from modelfiles.gguf import GgufFile
 from modelfiles.gguf_writer import write_gguf
