@@ -12,7 +12,7 @@ from gateway.anthropic.convert import message_request
 from gateway.anthropic.encode import MessageStream
 from gateway.anthropic.schema import CountBody, MessagesBody
 from gateway.bodies import read_body
-from gateway.openai.routes import lenient, open_gateway
+from gateway.openai.routes import lenient, open_gateway, rendered
 from gateway.streaming import EventStream, JSONReply, encoded, unless_gone
 from gateway.types import Event, Failed
 
@@ -25,6 +25,8 @@ async def create_message(request: Request) -> Response:
     body = await read_body(request, MessagesBody)
     gateway = open_gateway(request, body.model)
     asked = await lenient(gateway, message_request(body))
+    if body.render_only:
+        return JSONReply(await rendered(gateway, asked))
     events = await unless_gone(request, gateway.service.chat(asked))
     if body.stream:
         return EventStream(encoded(events, MessageStream(body.model)))

@@ -38,3 +38,4 @@ class MessagesBody(CountBody):
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     script: str | None = None
+    render_only: bool | None = Field(default=None, alias="_debug_render_only")

@@ -18,7 +18,7 @@ from gateway.openai.keeping import owner_of, page, page_size, saved
 from gateway.openai.responses.convert import input_items, response_request
 from gateway.openai.responses.encode import ResponseStream, new_id
 from gateway.openai.responses.schema import ResponseBody
-from gateway.openai.routes import lenient, open_gateway
+from gateway.openai.routes import lenient, open_gateway, rendered
 from gateway.streaming import EventStream, JSONReply, encoded, unless_gone
 from gateway.types import ChatRequest, Event, Failed
 
@@ -37,6 +37,8 @@ async def create_response(request: Request) -> Response:
     owner = owner_of(request)
     history = await _history(gateway, body.previous_response_id, owner)
     asked = await lenient(gateway, response_request(body, history))
+    if body.render_only:
+        return JSONReply(await rendered(gateway, asked))
     encoder = ResponseStream(body, function_tools(body))
     items = [*history, *with_ids(input_items(body))]
 

@@ -53,3 +53,4 @@ class ResponseBody(Body):
     keep_alive: int | float | str | None = None
     num_ctx: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     script: str | None = None
+    render_only: bool | None = Field(default=None, alias="_debug_render_only")
