@@ -18,10 +18,11 @@ from gateway.auth import Authority, read_keys
 from gateway.catalog import Catalog, ServedModel
 from gateway.errors import LoadError, ShuttingDown
 from gateway.housekeeping import hold, let_go, tidy
-from gateway.manager import LoadPlan, ModelManager, Runner
+from gateway.manager import ModelManager
 from gateway.memory import Device
 from gateway.metrics import Metrics
 from gateway.planning import Planner
+from gateway.residency import LoadPlan, Runner
 from gateway.sandbox import Sandbox
 from gateway.sandbox_calls import Examine
 from gateway.service import Service

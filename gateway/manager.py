@@ -11,120 +11,30 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Callable
 
 from engines.base import (
-    EncodeOutput,
-    EncodeRequest,
-    GenerateRequest,
     LoadProgress,
-    LoadRequest,
     OutOfMemory,
-    Ready,
     RunnerDied,
-    RunnerStatus,
-    StepOutput,
 )
 from gateway.errors import Overloaded, ShuttingDown
+from gateway.residency import FOREVER, Entry, Failures, Loaded, LoadPlan, Runner, StartRunner
 
-FOREVER = float("inf")
 FIRST_BACK_OFF = 1.0
 LONGEST_BACK_OFF = 60.0
 
 log = logging.getLogger("gemmule.manager")
 
 
-class Runner(Protocol):
-    """What the manager and the service need of a loaded model's process (`engines.client.RunnerClient`)."""
-
-    @property
-    def ready(self) -> Ready: ...
-
-    @property
-    def pid(self) -> int: ...
-
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[StepOutput]: ...
-
-    async def embed(self, requests: Sequence[EncodeRequest]) -> Sequence[EncodeOutput]: ...
-
-    async def status(self) -> RunnerStatus: ...
-
-    async def wait_closed(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-
-StartRunner = Callable[["LoadPlan", Callable[[LoadProgress], None]], Awaitable[Runner]]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadPlan:
-    """Weights to have loaded: `key` is their digest, `memory_bytes` what they need; known before a start."""
-
-    key: str
-    name: str
-    load: LoadRequest
-    memory_bytes: int
-    keep_alive: float = 300.0
-    engine: str = "decoder"
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """One row of `ps`; `expires_in` is in seconds (`FOREVER` when it stays)."""
-
-    key: str
-    names: tuple[str, ...]
-    memory_bytes: int
-    device: str
-    context: int
-    slots: int
-    users: int
-    pid: int
-    expires_in: float
-    state: Literal["loading", "ready", "closing"]
-
-
-@dataclass(eq=False, slots=True)
-class _Entry:
-    plan: LoadPlan
-    loading: asyncio.Task[Runner]
-    state: Literal["loading", "ready", "closing"] = "loading"
-    runner: Runner | None = None
-    names: dict[str, None] = field(default_factory=dict)
-    users: int = 0
-    keep_alive: float = 300.0
-    last_used: float = 0.0
-    retiring: bool = False
-    closing: asyncio.Task[None] | None = None
-    watcher: asyncio.Task[None] | None = None
-
-    @property
-    def slots(self) -> int:
-        limits = self.runner.ready.limits if self.runner else self.plan.load.limits
-        return max(1, limits.slots)
-
-    @property
-    def context(self) -> int:
-        return (self.runner.ready.limits if self.runner else self.plan.load.limits).context
-
-
-@dataclass(eq=False, slots=True)
-class _Failures:
-    count: int = 0
-    not_before: float = 0.0
-
-
 class Lease:
     """The right to use a runner; give it back with `release`, or use it as a context manager."""
 
     def __init__(
-        self, manager: ModelManager, entry: _Entry, runner: Runner, load_ns: int, weight: int
+        self, manager: ModelManager, entry: Entry, runner: Runner, load_ns: int, weight: int
     ) -> None:
         self._manager = manager
-        self._entry: _Entry | None = entry
+        self._entry: Entry | None = entry
         self._weight = weight
         self.runner = runner
         self.load_ns = load_ns
@@ -165,8 +75,8 @@ class ModelManager:
         self._max_loaded = max_loaded
         self._max_queue = max_queue
         self._clock = clock
-        self._entries: dict[str, _Entry] = {}
-        self._failures: dict[str, _Failures] = {}
+        self._entries: dict[str, Entry] = {}
+        self._failures: dict[str, Failures] = {}
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._closed = False
         self.on_progress: Callable[[str, LoadProgress], None] = lambda name, progress: None
@@ -198,7 +108,7 @@ class ModelManager:
                 continue
             return await self._join(entry, plan, weight, started)
 
-    async def _join(self, entry: _Entry, plan: LoadPlan, weight: int, started: float) -> Lease:
+    async def _join(self, entry: Entry, plan: LoadPlan, weight: int, started: float) -> Lease:
         if entry.users + weight > entry.slots + self._max_queue:
             raise Overloaded(f"{self._max_queue} requests already wait for {plan.name}, please try again")
         entry.users += weight
@@ -215,7 +125,7 @@ class ModelManager:
         entry.keep_alive = plan.keep_alive
         return Lease(self, entry, runner, int((self._clock() - started) * 1e9), weight)
 
-    def _must_reload(self, entry: _Entry, plan: LoadPlan) -> bool:
+    def _must_reload(self, entry: Entry, plan: LoadPlan) -> bool:
         """Whether the caller has to wait for this entry to go: it is going, or its context is too small."""
         if entry.state == "closing" or entry.retiring:
             return True
@@ -225,7 +135,7 @@ class ModelManager:
         self._close_if_idle(entry)
         return True
 
-    async def _make_room_and_load(self, plan: LoadPlan) -> _Entry:
+    async def _make_room_and_load(self, plan: LoadPlan) -> Entry:
         self._refuse_hopeless(plan)
         while not self._fits(plan):
             idle = [e for e in self._entries.values() if e.state == "ready" and not e.users]
@@ -258,16 +168,16 @@ class ModelManager:
             return False
         return sum(entry.plan.memory_bytes for entry in others) + plan.memory_bytes <= self._budget
 
-    def _begin(self, plan: LoadPlan) -> _Entry:
+    def _begin(self, plan: LoadPlan) -> Entry:
         async def load() -> Runner:
             return await self._start(plan, lambda progress: self.on_progress(plan.name, progress))
 
         task = asyncio.ensure_future(load())
-        entry = _Entry(plan, task, keep_alive=plan.keep_alive, last_used=self._clock())
+        entry = Entry(plan, task, keep_alive=plan.keep_alive, last_used=self._clock())
         task.add_done_callback(lambda done: self._loaded(entry, done))
         return entry
 
-    def _loaded(self, entry: _Entry, task: asyncio.Task[Runner]) -> None:
+    def _loaded(self, entry: Entry, task: asyncio.Task[Runner]) -> None:
         if task.cancelled() or task.exception() is not None:
             if self._entries.get(entry.plan.key) is entry:
                 del self._entries[entry.plan.key]
@@ -278,14 +188,14 @@ class ModelManager:
             log.info("loaded %s in runner %d", entry.plan.name, entry.runner.pid)
         self._wake()
 
-    async def _watch(self, entry: _Entry, runner: Runner) -> None:
+    async def _watch(self, entry: Entry, runner: Runner) -> None:
         """Notices a death that no request was there to see."""
         await runner.wait_closed()
         self._forget(entry, RunnerDied("its process ended"))
 
     # -- giving back ----------------------------------------------------------------------------------
 
-    def _release(self, entry: _Entry, weight: int, error: BaseException | None) -> None:
+    def _release(self, entry: Entry, weight: int, error: BaseException | None) -> None:
         entry.users -= weight
         entry.last_used = self._clock()
         if isinstance(error, RunnerDied):
@@ -295,23 +205,23 @@ class ModelManager:
         self._close_if_idle(entry)
         self._wake()
 
-    def _forget(self, entry: _Entry, error: RunnerDied) -> None:
+    def _forget(self, entry: Entry, error: RunnerDied) -> None:
         """Takes a dead runner out; the second death in a row starts the back-off."""
         if self._entries.get(entry.plan.key) is not entry or entry.state == "closing":
             return
         log.warning("the runner of %s died: %s", entry.plan.name, error)
-        failures = self._failures.setdefault(entry.plan.key, _Failures())
+        failures = self._failures.setdefault(entry.plan.key, Failures())
         failures.count += 1
         if failures.count > 1:
             pause = min(FIRST_BACK_OFF * 2 ** (failures.count - 2), LONGEST_BACK_OFF)
             failures.not_before = self._clock() + pause
         self._close(entry, "its process died")
 
-    def _close_if_idle(self, entry: _Entry) -> None:
+    def _close_if_idle(self, entry: Entry) -> None:
         if entry.users == 0 and entry.state == "ready" and (entry.retiring or entry.keep_alive == 0):
             self._close(entry, "nobody needs it")
 
-    def _close(self, entry: _Entry, reason: str) -> None:
+    def _close(self, entry: Entry, reason: str) -> None:
         if entry.state == "closing":
             return
         entry.state = "closing"
@@ -380,7 +290,7 @@ class ModelManager:
         entry = self._entries.get(key)
         return entry.runner if entry and entry.state == "ready" else None
 
-    def _describe(self, entry: _Entry) -> Loaded:
+    def _describe(self, entry: Entry) -> Loaded:
         idle = self._clock() - entry.last_used if not entry.users else 0.0
         expires = FOREVER if entry.keep_alive < 0 else max(0.0, entry.keep_alive - idle)
         ready = entry.runner.ready if entry.runner else None
@@ -429,6 +339,3 @@ class ModelManager:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
-
-
-__all__ = ["FOREVER", "Lease", "LoadPlan", "Loaded", "ModelManager", "Runner", "StartRunner"]

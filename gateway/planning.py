@@ -11,8 +11,8 @@ from collections import OrderedDict
 from engines.base import AdapterFiles, Limits, LoadRequest
 from gateway.catalog import ServedModel
 from gateway.errors import LoadError
-from gateway.manager import LoadPlan
 from gateway.memory import Device
+from gateway.residency import LoadPlan
 from gateway.sandbox import Sandbox
 from gateway.sandbox_calls import Measure, Measured
 from gateway.settings import Settings

@@ -14,13 +14,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.errors import BadRequest, NotFound
-from gateway.manager import FOREVER, Loaded
 from gateway.ollama.access import gateway_of, may_see, named, native_body, open_gateway
 from gateway.ollama.capabilities import CapabilityMemory
 from gateway.ollama.encode import now, timestamp
 from gateway.ollama.rows import built_in_row, described, details, tag_row
 from gateway.ollama.schema import CopyBody, DeleteBody, ShowBody
 from gateway.ollama.show import shown_model
+from gateway.residency import FOREVER, Loaded
 from gateway.streaming import JSONReply
 from registry import errors as registry_errors
 from registry.blobs import parse_digest

@@ -22,7 +22,8 @@ from engines.base import (
     StepOutput,
 )
 from gateway.errors import Overloaded, ShuttingDown
-from gateway.manager import FOREVER, LoadPlan, ModelManager
+from gateway.manager import ModelManager
+from gateway.residency import FOREVER, LoadPlan
 
 GIB = 2**30
 
