@@ -56,6 +56,12 @@ def _make_decoder() -> ServedEngine:
     return DecoderEngine()
 
 
+def _make_classifier() -> ServedEngine:
+    from engines.classifier.engine import ClassifierEngine
+
+    return ClassifierEngine()
+
+
 def _make_scripted() -> ServedEngine:
     from engines.scripted import ScriptedEngine
 
@@ -63,6 +69,7 @@ def _make_scripted() -> ServedEngine:
 
 
 ENGINES: dict[str, Callable[[], ServedEngine]] = {
+    "classifier": _make_classifier,
     "decoder": _make_decoder,
     "scripted": _make_scripted,
 }
