@@ -272,7 +272,8 @@ class Programs:
         return greedy, (self._logits(rows), self._abstract_state.history, _ints(2, rows)), (1,)
 
     def _general_program(self, rows: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
-        draw = sampling.draw_each if _platform(self.params) == "cpu" else sampling.draw_together
+        on_cpu = model.platform_of(self.params["layers"][0]) == "cpu"
+        draw = sampling.draw_each if on_cpu else sampling.draw_together
 
         def general(
             logits: jax.Array, history: jax.Array, where: jax.Array, settings: Settings, mask: jax.Array
@@ -449,11 +450,6 @@ def _yield_the_processor() -> None:
     """Lowers this thread's priority: what is compiled behind a running stream must not slow it down."""
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
-
-
-def _platform(params: Mapping[str, Any]) -> str:
-    (device,) = next(iter(jax.tree.leaves(params))).devices()
-    return str(device.platform)
 
 
 def _abstract(array: Any) -> jax.ShapeDtypeStruct:

@@ -24,6 +24,9 @@ from engines.decoder.blocks import FLOAT_TYPES, UNPACKERS, dequantize, unpack
 Layout = Literal["columns", "rows", "blocks", "native"]
 """`columns` floats [in, out]; `rows` floats [out, in]; `blocks` bytes [out, row]; `native` a kernel's own."""
 
+Platform = Literal["cpu", "gpu"]
+"""What programs are made for: decides layouts and kernels."""
+
 Rows = npt.NDArray[np.uint8]
 
 
@@ -43,7 +46,7 @@ class QuantizedMatrix:
     block_type: str
     layout: Layout
     shape: tuple[int, int]
-    platform: str = "cpu"
+    platform: Platform = "cpu"
 
     @property
     def nbytes(self) -> int:
@@ -161,11 +164,26 @@ def layout_for(block_type: str, platform: str, look_up: bool) -> Layout:
     return "blocks" if block_type in UNPACKERS else "rows"
 
 
+def platform_of(device: jax.Device) -> Platform:
+    """`cpu`, or `gpu` for whatever else JAX calls a device (`cuda`, `rocm`, `gpu`)."""
+    return "cpu" if device.platform == "cpu" else "gpu"
+
+
 def place(
-    rows: Rows, block_type: str, shape: tuple[int, int], device: jax.Device, *, look_up: bool = False
+    rows: Rows,
+    block_type: str,
+    shape: tuple[int, int],
+    device: jax.Device,
+    *,
+    look_up: bool = False,
+    platform: Platform | None = None,
 ) -> QuantizedMatrix:
-    """Puts a matrix on a device: `rows` are its bytes [out, row bytes] as stored in the file."""
-    platform = "cpu" if device.platform == "cpu" else "gpu"
+    """Puts a matrix on a device: `rows` are its bytes [out, row bytes] as stored in the file.
+
+    `platform` says whose layout and products to use (default: the device's own); tests trace a GPU's programs
+    on a machine without one.
+    """
+    platform = platform or platform_of(device)
     layout = layout_for(block_type, platform, look_up)
     host = _HOST_FORMS[layout](rows, block_type, shape, platform)
     data = tuple(jax.device_put(array, device) for array in host)
@@ -173,10 +191,15 @@ def place(
 
 
 def place_stack(
-    rows: Rows, block_type: str, shape: tuple[int, int, int], device: jax.Device
+    rows: Rows,
+    block_type: str,
+    shape: tuple[int, int, int],
+    device: jax.Device,
+    *,
+    platform: Platform | None = None,
 ) -> QuantizedMatrix:
     """Puts a stack of matrices [count, out, in] on a device, for `select`; `rows` [count, out, row bytes]."""
-    platform = "cpu" if device.platform == "cpu" else "gpu"
+    platform = platform or platform_of(device)
     layout = layout_for(block_type, platform, look_up=False)
     single = (shape[1], shape[2])
     forms = [_HOST_FORMS[layout](one, block_type, single, platform) for one in rows]

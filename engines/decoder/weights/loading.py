@@ -16,7 +16,7 @@ from engines.decoder import native, ops
 from engines.decoder.blocks import dequantize
 from engines.decoder.config import DecoderConfig
 from engines.decoder.params import ParamSpec, param_specs
-from engines.decoder.quant import QuantizedMatrix, place, place_stack
+from engines.decoder.quant import Platform, QuantizedMatrix, place, place_stack, platform_of
 from engines.decoder.weights import Progress
 from engines.decoder.weights.headers import Headers, Rows, Stored, read_headers
 from modelfiles.files import ModelFile
@@ -46,12 +46,17 @@ class LoadedModel:
 
 
 def load_model(
-    files: Sequence[ModelFile], *, device: jax.Device | None = None, progress: Progress | None = None
+    files: Sequence[ModelFile],
+    *,
+    device: jax.Device | None = None,
+    platform: Platform | None = None,
+    progress: Progress | None = None,
 ) -> LoadedModel:
-    """See `engines.decoder.weights.load`."""
+    """See `engines.decoder.weights.load`; `platform` as in `quant.place`."""
     headers = read_headers(files)
     target = device or jax.devices()[0]
-    if target.platform == "cpu":
+    platform = platform or platform_of(target)
+    if platform == "cpu":
         native.register_all()
     specs = param_specs(headers.config)
     total = sum(tensor.nbytes for tensor in headers.used.values())
@@ -59,7 +64,7 @@ def load_model(
     done = 0
     for name, parts in join(headers.used).items():
         spec, tensor = specs[parts[0]], _joined([headers.used[part] for part in parts])
-        placed[name] = _place(spec, tensor, headers.norm_offset, target)
+        placed[name] = _place(spec, tensor, headers.norm_offset, target, platform)
         done += tensor.nbytes
         if progress is not None:
             progress(done, total)
@@ -112,15 +117,17 @@ def _joined(tensors: Sequence[Stored]) -> Stored:
     return Stored("+".join(tensor.name for tensor in tensors), shape, tensors[0].block_type, read)
 
 
-def _place(spec: ParamSpec, tensor: Stored, norm_offset: float, device: jax.Device) -> Any:
-    rows = tensor.read()
+def _place(
+    spec: ParamSpec, tensor: Stored, norm_offset: float, device: jax.Device, platform: Platform
+) -> Any:
+    rows, kind = tensor.read(), tensor.block_type
     if spec.role in ("matrix", "embedding"):
         shape = (tensor.shape[0], tensor.shape[1])
         flat = rows.reshape(shape[0], -1)
-        return place(flat, tensor.block_type, shape, device, look_up=spec.role == "embedding")
+        return place(flat, kind, shape, device, look_up=spec.role == "embedding", platform=platform)
     if spec.role == "experts":
         stack = (spec.shape[0], spec.shape[1], spec.shape[2])
-        return place_stack(rows.reshape(*stack[:2], -1), tensor.block_type, stack, device)
+        return place_stack(rows.reshape(*stack[:2], -1), kind, stack, device, platform=platform)
     values = dequantize(rows, tensor.block_type).reshape(spec.shape)
     if spec.role == "norm":
         values = values + np.float32(norm_offset)
