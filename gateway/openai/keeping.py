@@ -34,11 +34,11 @@ def page(items: list[dict[str, Any]], after: str | None, limit: int) -> dict[str
 
 
 def page_size(text: str | None) -> int:
-    """The `limit` of a list request, 1 to 100."""
+    """The `limit` of a list request, up to 100; nothing is a page too."""
     if text is None:
         return 20
-    if not (text.isdigit() and 1 <= int(text) <= 100):
-        raise BadRequest("limit must be between 1 and 100", param="limit")
+    if not (text.isascii() and text.isdigit() and len(text) < 4 and int(text) <= 100):
+        raise BadRequest("limit must be between 0 and 100", param="limit")
     return int(text)
 
 

@@ -17,6 +17,7 @@ from gateway.gateway import Gateway
 from gateway.openai.keeping import owner_of, page, page_size, saved
 from gateway.openai.responses.convert import input_items, response_request
 from gateway.openai.responses.encode import ResponseStream, new_id
+from gateway.openai.responses.replay import replay
 from gateway.openai.responses.schema import ResponseBody
 from gateway.openai.routes import lenient, open_gateway, rendered
 from gateway.streaming import EventStream, JSONReply, encoded, unless_gone
@@ -69,9 +70,12 @@ async def count_input_tokens(request: Request) -> Response:
 
 @router.get("/{identity}")
 async def get_response(request: Request, identity: str) -> Response:
-    """A stored response."""
-    stored = await _find(request.app.state.gateway, identity, owner_of(request))
-    return JSONReply(stored.body)
+    """A stored response; with `stream=true` as events, once it has ended."""
+    gateway: Gateway = request.app.state.gateway
+    stored = await _find(gateway, identity, owner_of(request))
+    if request.query_params.get("stream") != "true":
+        return JSONReply(stored.body)
+    return EventStream(_replayed(gateway, identity, owner_of(request), _starting_after(request)))
 
 
 @router.delete("/{identity}")
@@ -127,6 +131,23 @@ def function_tools(body: ResponseBody) -> list[dict[str, Any]]:
         for tool in body.tools or []
         if tool.get("type") == "function"
     ]
+
+
+async def _replayed(gateway: Gateway, identity: str, owner: str, after: int) -> AsyncIterator[bytes]:
+    """The events of a stored response, whose end is waited for if it is still being made."""
+    task = gateway.background.get(identity)
+    if task is not None:
+        await asyncio.wait({task})
+    yield replay((await _find(gateway, identity, owner)).body, after)
+
+
+def _starting_after(request: Request) -> int:
+    text = request.query_params.get("starting_after", "")
+    if not text:
+        return -1
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise BadRequest("starting_after must be the sequence number of an event", param="starting_after")
+    return int(text)
 
 
 async def _find(gateway: Gateway, identity: str, owner: str) -> Any:

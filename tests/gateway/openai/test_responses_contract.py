@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import httpx
 import openai
@@ -42,16 +45,23 @@ def test_a_text_streamed_and_whole(client: openai.OpenAI) -> None:
     assert [event.sequence_number for event in events] == sorted(event.sequence_number for event in events)
 
 
+def events_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in text.split("\n") if line.startswith("data: ")]
+
+
+def without_repeats(names: Iterable[str]) -> list[str]:
+    return [name for name, _ in itertools.groupby(names)]
+
+
 def test_the_whole_order_of_events(http: httpx.Client) -> None:
     steps = [*THOUGHT, "It is ", *call_steps("get_weather", {"city": "Oslo"})]
     body = {"model": MODEL, "input": "Hi", "stream": True, "tools": [TOOL]} | script(*steps)
-    lines = http.post("/v1/responses", json=body).text.split("\n")
-    names = [line[7:] for line in lines if line.startswith("event: ")]
-    events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    text = http.post("/v1/responses", json=body).text
+    names = [line[7:] for line in text.split("\n") if line.startswith("event: ")]
+    events = events_of(text)
     assert [event["type"] for event in events] == names
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    compact = [name for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
-    assert compact == [
+    assert without_repeats(names) == [
         "response.created",
         "response.in_progress",
         "response.output_item.added",
@@ -105,6 +115,33 @@ def test_a_chain_of_responses_remembers(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.responses.create(model=MODEL, input="x", previous_response_id=second.id)
     assert missing.value.code == "previous_response_not_found"
+
+
+def test_a_stored_response_is_streamed_again(client: openai.OpenAI, http: httpx.Client) -> None:
+    steps = [*THOUGHT, "It is ", *call_steps("get_weather", {"city": "Oslo"})]
+    body = {"model": MODEL, "input": "Hi", "stream": True, "tools": [TOOL]} | script(*steps)
+    live = [event["type"] for event in events_of(http.post("/v1/responses", json=body).text)]
+    made = client.responses.create(
+        model=MODEL,
+        input="Hi",
+        tools=[TOOL],  # type: ignore[list-item]
+        extra_body=script(*steps),
+    )
+    again = list(client.responses.retrieve(made.id, stream=True))
+    assert without_repeats(event.type for event in again) == without_repeats(live)
+    assert [event.sequence_number for event in again] == list(range(len(again)))
+    assert again[-1].type == "response.completed"
+    assert again[-1].response == made
+    rest = list(client.responses.retrieve(made.id, stream=True, starting_after=4))
+    assert rest == again[5:]
+
+
+def test_the_stream_of_a_background_response_waits_for_its_end(client: openai.OpenAI) -> None:
+    steps = ["a", {"text": "b", "delay_ms": 300}]
+    slow = client.responses.create(model=MODEL, input="x", background=True, extra_body=script(*steps))
+    *_, last = client.responses.retrieve(slow.id, stream=True)
+    assert last.type == "response.completed"
+    assert last.response.output_text == "ab"
 
 
 def test_what_is_not_to_be_stored_is_not(client: openai.OpenAI) -> None:
