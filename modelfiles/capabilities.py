@@ -31,6 +31,8 @@ def capabilities(
 ) -> tuple[str, ...]:
     """Names in Ollama's order. `parser_name` is a PARSER of a Modelfile; an unknown one says nothing."""
     found = set(description.capabilities)
+    if "classification" in found:
+        return ("classification",)
     embeds = any(key.endswith(".pooling_type") for key in description.model_info)
     found.add("embedding" if embeds or "embedding" in found else "completion")
     if "completion" in found:

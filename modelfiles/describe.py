@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from modelfiles.describe_classifier import describe_classifier, is_classifier
 from modelfiles.describe_config import (
     chat_template,
     config_metadata,
@@ -78,7 +79,7 @@ def _reader(files: Sequence[ModelFile]) -> Callable[[Sequence[ModelFile]], Model
     if any(_is_gguf(file) for file in weights):
         return _describe_gguf
     if any(file.name.endswith(".safetensors") for file in weights):
-        return _describe_safetensors
+        return describe_classifier if is_classifier(files) else _describe_safetensors
     names = {file.name.rpartition("/")[2] for file in weights}
     if names & ORBAX_MARKERS:
         return describe_orbax
