@@ -14,6 +14,7 @@ import pytest
 from modelfiles.description import ModelDescription
 from modelfiles.files import ModelFile
 from registry.store import Store
+from tests.registry.fakehub import FakeHub
 
 
 def gguf_bytes(seed: int = 0, size: int = 0) -> bytes:
@@ -24,10 +25,11 @@ def gguf_bytes(seed: int = 0, size: int = 0) -> bytes:
     return header + entry + seed.to_bytes(8, "little") + bytes(size)
 
 
-def safetensors_bytes(seed: int = 0) -> bytes:
-    """A safetensors file with one F32 tensor of one element."""
-    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    return struct.pack("<Q", len(header)) + header + struct.pack("<f", float(seed))
+def safetensors_bytes(seed: int = 0, elements: int = 1) -> bytes:
+    """A safetensors file with one F32 tensor."""
+    size = 4 * elements
+    header = json.dumps({"w": {"dtype": "F32", "shape": [elements], "data_offsets": [0, size]}}).encode()
+    return struct.pack("<Q", len(header)) + header + struct.pack("<f", float(seed)) * elements
 
 
 def describe(files: Sequence[ModelFile]) -> ModelDescription:
@@ -64,3 +66,9 @@ def tmp_path() -> Iterator[Path]:
 def store(tmp_path: Path) -> Store:
     """An empty store."""
     return Store.open(tmp_path / "models")
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with FakeHub() as running:
+        yield running

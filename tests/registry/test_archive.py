@@ -15,7 +15,7 @@ from registry.archive import Limits, open_archive
 from registry.errors import InvalidArchive, ModelCorrupt, ModelNotFound
 from registry.store import Store
 from registry.transfer import export_model, import_model
-from tests.registry.test_pull import BIG, clean
+from tests.registry.hubs import BIG, clean
 from tests.registry.test_store import add, names
 
 

@@ -22,14 +22,8 @@ from registry.push import Pusher
 from registry.store import Store
 from tests.registry.conftest import describe, gguf_bytes
 from tests.registry.fakehub import FakeHub, Fault
-from tests.registry.test_pull import BIG, clean, pull, settings
+from tests.registry.hubs import BIG, clean, pull, settings
 from tests.registry.test_store import add
-
-
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    with FakeHub() as running:
-        yield running
 
 
 def push(store: Store, hub: FakeHub, name: str) -> list[Progress]:
