@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from registry.blobs import Blob
 from registry.errors import DigestMismatch
@@ -64,11 +65,17 @@ class Downloader:
             if not shared.watchers:
                 await self._stop(remote.key, shared)
 
+    def at_hand(self, remote: RemoteFile) -> bool:
+        """Whether nothing has to be fetched for this file, as far as names and sizes tell."""
+        if remote.sha256 and self._store.blobs.exists(remote.sha256, remote.size):
+            return True
+        return any(_size_of(path) == remote.size for path in remote.copies)
+
     def _take_copy(self, remote: RemoteFile, lease: Lease) -> Blob | None:
         """Links the file from another program's cache, where one holds exactly these bytes."""
         for path in remote.copies:
             with contextlib.suppress(OSError, DigestMismatch):
-                if path.stat().st_size == remote.size:
+                if _size_of(path) == remote.size:
                     return self._store.blobs.put_file(path, remote.sha256, link=True, lease=lease)
         return None
 
@@ -91,3 +98,11 @@ class Downloader:
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await shared.task
         shared.lease.close()
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file; -1 where there is none to be read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -9,7 +9,7 @@
     │   ├── DiskFull
     │   └── StoreUnwritable
     ├── DigestMismatch
-    ├── UnsupportedFormat · InvalidArchive
+    ├── UnsupportedFormat · InvalidArchive · HeadersCut
     └── SourceError
         ├── Unauthorized ── Gated
         ├── NotFound
@@ -111,6 +111,10 @@ class UnsupportedFormat(RegistryError):
 
 class InvalidArchive(RegistryError):
     """An archive holds something other than the regular files expected, or more than the limits."""
+
+
+class HeadersCut(RegistryError):
+    """The beginning of a weight file, looked at before the rest, ends inside its header."""
 
 
 class SourceError(RegistryError):

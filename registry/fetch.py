@@ -20,13 +20,12 @@ from registry.partial import Hashes, Part, Partial, part_size
 from registry.remote import OnBytes, RemoteFile
 from registry.store import Store
 from registry.threads import in_thread
-from registry.transport import Reply, Transport
+from registry.transport import CONTENT_RANGE, Reply, Transport
 
 WRITE_BYTES = 1 << 19
 UNKNOWN_SIZE_LIMIT = 1 << 40
 _SLOWEST = 1 << 10
 """Bytes a second below which a connection counts as stalled."""
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
 class _RangesIgnored(Exception):
@@ -148,7 +147,7 @@ class Fetch:
         """Learns the size from the first answer; leaves the file laid out in parts."""
 
         async def learn(reply: Reply) -> None:
-            total = _total(reply)
+            total = reply.total
             if reply.status != 206 or total is None:
                 raise _RangesIgnored
             self._partial.validator = _validator(reply)
@@ -177,7 +176,7 @@ class Fetch:
             if not whole:
                 raise _RangesIgnored
         else:
-            match = _CONTENT_RANGE.fullmatch(reply.headers.get("content-range", ""))
+            match = CONTENT_RANGE.fullmatch(reply.headers.get("content-range", ""))
             if match is None or int(match[1]) != part.position:
                 raise SourceError(f"{self._remote.url.partition('?')[0]} answered with a range not asked for")
             if match[3] != "*" and int(match[3]) != partial.size:
@@ -353,11 +352,6 @@ def _validator(reply: Reply) -> str:
     """What identifies the object in later requests: a strong ETag, else its date."""
     etag = reply.headers.get("etag", "")
     return etag if etag and not etag.startswith("W/") else reply.headers.get("last-modified", "")
-
-
-def _total(reply: Reply) -> int | None:
-    match = _CONTENT_RANGE.fullmatch(reply.headers.get("content-range", ""))
-    return int(match[3]) if match and match[3] != "*" else None
 
 
 def _google_md5(reply: Reply) -> str:

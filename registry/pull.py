@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from registry.blobs import Blob, blob_path
@@ -20,15 +19,18 @@ from registry.identity import Identity
 from registry.locks import Lease
 from registry.manifest import MEDIA_TYPES, Layer
 from registry.name import ModelName
+from registry.partial import recorded
+from registry.peek import Peeker, with_memory
+from registry.plan import Measure, Plan
 from registry.progress import Progress
 from registry.reference import Reference, SourceKind
-from registry.sources.base import Listing, Source, SourceFile
+from registry.sources.base import Listing, Source, SourceFile, total_size
 from registry.sources.huggingface import HuggingFaceSource
 from registry.sources.kaggle import KaggleSource
 from registry.sources.oci import OciSource
 from registry.sources.url import UrlSource
 from registry.store import Store
-from registry.threads import in_thread
+from registry.threads import gathered, in_thread
 from registry.transport import ClientSettings, Transport
 from registry.unpack import unpack
 
@@ -38,25 +40,6 @@ INTERVAL = 0.06
 """Seconds between two progress lines of one blob: Ollama's rhythm."""
 FILES_AT_ONCE = 3
 _TEXT_KINDS = frozenset({"template", "system", "params", "license"})
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a pull would do. Bytes: of the whole model, still to download, free on the disk.
-
-    `choices` maps the quantizations to be had to their bytes; `fits` is about the disk alone.
-    """
-
-    name: ModelName
-    total_bytes: int
-    download_bytes: int
-    free_bytes: int
-    choices: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def fits(self) -> bool:
-        """Whether the disk has room for what is missing."""
-        return self.download_bytes <= self.free_bytes
 
 
 class _Board:
@@ -96,9 +79,11 @@ class Puller:
         settings: ClientSettings,
         inspect: Inspect,
         identity_path: Path | None = None,
+        measure: Measure | None = None,
     ) -> None:
         self._store = store
         self._inspect = inspect
+        self._measure = measure
         self._identity_path = identity_path or store.root.parent / "id_ed25519"
         self.transport = Transport(settings)
         self._downloader = Downloader(store, self.transport)
@@ -121,14 +106,30 @@ class Puller:
     async def plan(self, reference: Reference | str) -> Plan:
         """What `pull` would fetch; downloads nothing but metadata."""
         parsed = reference if isinstance(reference, Reference) else Reference.parse(reference)
-        listing = await self._resolve(parsed)
-        missing = sum(
-            file.remote.size or 0
-            for file in listing.files
-            if not (file.remote.sha256 and self._store.blobs.exists(file.remote.sha256, file.remote.size))
+        return await self._plan(parsed, await self._resolve(parsed))
+
+    async def _plan(self, reference: Reference, listing: Listing) -> Plan:
+        plan = Plan(
+            name=reference.name,
+            total_bytes=total_size(listing.files),
+            download_bytes=await in_thread(self._missing, listing),
+            free_bytes=await in_thread(self._store.disk.free_bytes, self._store.root),
+            complete=all(file.size is not None for file in listing.files),
+            choices={name: total_size(files) for name, files in listing.choices.items()},
+            chosen=listing.chosen,
         )
-        free = await in_thread(self._store.disk.free_bytes, self._store.root)
-        return Plan(parsed.name, listing.size, missing, free, listing.choices)
+        if self._measure is None or not plan.has_room:
+            return plan
+        return await with_memory(plan, listing, Peeker(self._store, self.transport), self._measure)
+
+    def _missing(self, listing: Listing) -> int:
+        """Bytes that have yet to come: neither here, nor in another program's cache, nor left by a pull that
+        was interrupted."""
+        return sum(
+            (file.size or 0) - recorded(self._store.blobs.staging, file.remote.key, file.remote.identity)
+            for file in listing.files
+            if not self._downloader.at_hand(file.remote)
+        )
 
     async def _resolve(self, reference: Reference) -> Listing:
         source = self.sources.get(reference.kind)
@@ -150,6 +151,9 @@ class Puller:
         target = name or parsed.name
         yield Progress("pulling manifest")
         listing = await self._resolve(parsed)
+        plan = await self._plan(parsed, listing)
+        yield Progress("pulling manifest", plan=plan)
+        plan.require_room()
         with await in_thread(self._store.lease_empty) as lease:
             wanted = [file.remote.sha256 for file in listing.files if file.remote.sha256]
             await in_thread(self._store.intents.note, target, wanted)
@@ -185,13 +189,7 @@ class Puller:
             async with gate:
                 return await self._downloader.fetch(file.remote, lease, board.watcher(file))
 
-        tasks = [asyncio.create_task(one(file)) for file in listing.files]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks) if tasks else None
+        return await gathered(map(one, listing.files))
 
     async def _write_made(self, target: ModelName, listing: Listing, blobs: list[Blob], lease: Lease) -> int:
         """A manifest over files that came without one."""

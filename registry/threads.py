@@ -1,10 +1,10 @@
-"""Blocking file work off the event loop, without ever leaving it running behind a cancelled caller."""
+"""Work beside the caller's, in threads and tasks, never left running behind a caller that is gone."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,3 +25,14 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         if not running.cancelled():
             running.exception()  # seen: the cancellation is what the caller hears of
         raise
+
+
+async def gathered(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all, in order; the first failure ends the others and is raised once they have ended."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks) if tasks else None

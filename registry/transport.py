@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import ipaddress
 import random
+import re
 import socket
 import ssl
 import urllib.request
@@ -31,6 +32,7 @@ METADATA_LIMIT = 16 << 20
 REDIRECT_LIMIT = 10
 ADDRESSES_TRIED = 4
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _EMBEDDED_IPV4 = [ipaddress.ip_network(text) for text in ("64:ff9b::/96", "2002::/16", "2001::/32", "::/96")]
 
@@ -88,6 +90,14 @@ class Reply:
         """Content-Length, or None where absent or no number."""
         text = self.headers.get("content-length", "")
         return int(text) if text.isdecimal() and len(text) < 20 else None
+
+    @property
+    def total(self) -> int | None:
+        """Bytes of the whole object, also where this is a part of it; None where the server does not say."""
+        if self.status != 206:
+            return self.length
+        match = CONTENT_RANGE.fullmatch(self.headers.get("content-range", ""))
+        return int(match[3]) if match and match[3] != "*" else None
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes; raises Unavailable when the connection breaks or stalls."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -80,13 +80,20 @@ class HuggingFaceSource:
             raise Unavailable("offline mode is on; unset HF_HUB_OFFLINE to reach the hub")
         commit = await self._commit(reference)
         files = await self._files(reference, commit)
-        choices = quantizations(files)
         chosen = choose(files, reference.selector, reference.address)
+        groups = quantizations(files)
+        taken = {file for _, _, file in chosen}
+
+        def source(kind: str, name: str | None, file: HubFile) -> SourceFile:
+            return SourceFile(self._remote(reference, commit, file), kind, name)
+
         return Listing(
-            tuple(
-                SourceFile(self._remote(reference, commit, file), kind, name) for kind, name, file in chosen
-            ),
-            choices={name: sum(file.size for file in group) for name, group in choices.items()},
+            tuple(source(*each) for each in chosen),
+            choices={
+                quantization: tuple(source(*each) for each in as_weights(group))
+                for quantization, group in groups.items()
+            },
+            chosen=next((name for name, group in groups.items() if taken.issuperset(group)), ""),
         )
 
     async def credentials(self, refresh: bool) -> Mapping[str, str]:
@@ -221,9 +228,13 @@ def choose(files: list[HubFile], selector: str, shown: str) -> list[tuple[str, s
         if selector:
             raise NotFound(f"{shown} has no GGUF files, so no {selector!r} among them")
         return _tree(by_path, shown)
-    weights = [("model", None if len(group) == 1 else PurePosixPath(file.path).name, file) for file in group]
     texts = [(kind, None, by_path[path]) for path, kind in _TEXT_FILES.items() if path in by_path]
-    return [*weights, *texts]
+    return [*as_weights(group), *texts]
+
+
+def as_weights(group: Sequence[HubFile]) -> list[tuple[str, str | None, HubFile]]:
+    """Kind, layer name and file of each file of one GGUF model."""
+    return [("model", None if len(group) == 1 else PurePosixPath(file.path).name, file) for file in group]
 
 
 def _by_quantization(ggufs: dict[str, list[HubFile]], selector: str, shown: str) -> list[HubFile]:

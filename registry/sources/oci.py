@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urlsplit
 from registry.blobs import digest_of
 from registry.errors import AddressRefused, DigestMismatch, InvalidManifest, SourceError, Unauthorized
 from registry.identity import Identity
-from registry.manifest import MANIFEST_LIMIT, MANIFEST_TYPE, OCI_MANIFEST_TYPE, Manifest
+from registry.manifest import MANIFEST_LIMIT, MANIFEST_TYPE, OCI_MANIFEST_TYPE, Layer, Manifest
 from registry.name import ModelName
 from registry.reference import Reference
 from registry.remote import RemoteFile
@@ -143,17 +143,16 @@ class OciSource:
             manifest = Manifest.parse(data)
         except InvalidManifest as error:
             raise SourceError(f"{origin_of(session.base)} gives a {error}") from error
-        files = [
-            SourceFile(
-                RemoteFile(
-                    url=f"{session.base}/blobs/{digest}",
-                    identity=digest,
-                    size=size,
-                    sha256=digest,
-                    credentials=session.credentials,
-                ),
-                "blob",
-            )
-            for digest, size in manifest.blobs().items()
-        ]
-        return Listing(tuple(files), data)
+        layers = {layer.digest: layer for layer in (manifest.config, *manifest.layers)}
+        return Listing(tuple(_file(session, layer) for layer in layers.values()), data)
+
+
+def _file(session: RegistrySession, layer: Layer) -> SourceFile:
+    remote = RemoteFile(
+        url=f"{session.base}/blobs/{layer.digest}",
+        identity=layer.digest,
+        size=layer.size,
+        sha256=layer.digest,
+        credentials=session.credentials,
+    )
+    return SourceFile(remote, layer.kind, layer.name)
