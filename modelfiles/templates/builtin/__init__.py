@@ -78,7 +78,8 @@ class UnknownName(TemplateError):
 
 
 @cache
-def _load(name: str) -> TemplateSource:
+def load_builtin(name: str) -> TemplateSource:
+    """One of the templates of this folder, by its name in the tables above."""
     file, prelude = PRELUDES.get(name, (name, ""))
     text = files(__package__).joinpath(f"{file}.jinja").read_text(encoding="utf-8")
     return TemplateSource("jinja", prelude + text)
@@ -88,9 +89,9 @@ def builtin_template(architecture: str, names: Collection[str] = ()) -> Template
     """Our template for a family, or None. `names` are the vocabulary's special strings."""
     for marker, template in TEMPLATE_FOR_MARKER.get(architecture, {}).items():
         if marker in names:
-            return _load(template)
+            return load_builtin(template)
     found = TEMPLATE_FOR_ARCHITECTURE.get(architecture)
-    return _load(found) if found else None
+    return load_builtin(found) if found else None
 
 
 def choose_template(
@@ -108,7 +109,7 @@ def choose_template(
         return TemplateSource("go", modelfile_template)
     if description_template:
         if TEMPLATE_FOR_ARCHITECTURE.get(architecture) == "gemma" and _is_plain_gemma(description_template):
-            return _load("gemma")
+            return load_builtin("gemma")
         return TemplateSource("jinja", description_template)
     return builtin_template(architecture, names) or TemplateSource("go", DEFAULT_GO_TEMPLATE)
 
@@ -121,7 +122,7 @@ def renderer_template(name: str) -> TemplateSource:
     """The template that stands for Ollama's RENDERER `name`. Raises `UnknownName`."""
     if name not in RENDERERS:
         raise UnknownName("renderer", name, RENDERERS)
-    return _load(RENDERERS[name])
+    return load_builtin(RENDERERS[name])
 
 
 def parser_convention(name: str) -> str:
