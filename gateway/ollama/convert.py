@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from engines.base import Grammar
@@ -126,11 +127,35 @@ def grammar(given: str | Mapping[str, Any] | None) -> Grammar | None:
 
 
 def messages(given: list[MessageBody]) -> tuple[Message, ...]:
-    """The turns of a chat or of a create request."""
-    return tuple(_message(turn, position) for position, turn in enumerate(given))
+    """The turns of a chat or of a create request.
+
+    Calls without an id get one, of nine letters and digits as Mistral's templates want it. A tool turn says
+    which call it answers by the function's name, by the call's id or both: what it leaves out is filled in
+    from the calls before it, so that templates that print either find it.
+    """
+    open_calls: list[ToolCall] = []
+    names: dict[str, str] = {}
+    found = []
+    for position, turn in enumerate(given):
+        message = _message(turn, position, len(names))
+        open_calls += message.tool_calls
+        names |= {call.id: call.name for call in message.tool_calls}
+        if message.role == "tool":
+            message = _answering(message, open_calls, names)
+        found.append(message)
+    return tuple(found)
 
 
-def _message(turn: MessageBody, position: int) -> Message:
+def _answering(message: Message, open_calls: list[ToolCall], names: Mapping[str, str]) -> Message:
+    """The tool turn with both name and id; the call it answers is taken off `open_calls`."""
+    for call in open_calls:
+        if message.tool_call_id in (None, call.id) and message.name in (None, call.name):
+            open_calls.remove(call)
+            return replace(message, tool_call_id=call.id, name=call.name)
+    return replace(message, name=message.name or names.get(message.tool_call_id or ""))
+
+
+def _message(turn: MessageBody, position: int, calls_before: int) -> Message:
     role = ROLES.get(turn.role.lower())
     if role is None:
         raise BadRequest(f'messages.{position}.role is "{turn.role}"; the roles are {", ".join(ROLES)}')
@@ -141,7 +166,9 @@ def _message(turn: MessageBody, position: int) -> Message:
     return Message(
         role=role,
         parts=tuple(parts),
-        tool_calls=tuple(_tool_call(call, index) for index, call in enumerate(turn.tool_calls or [])),
+        tool_calls=tuple(
+            _tool_call(call, calls_before + index) for index, call in enumerate(turn.tool_calls or [])
+        ),
         tool_call_id=turn.tool_call_id or None,
         name=turn.tool_name or None,
         thinking=turn.thinking or None,
@@ -167,7 +194,7 @@ def _tool_call(call: ToolCallBody, index: int) -> ToolCall:
     arguments = call.function.arguments
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments or {}, ensure_ascii=False)
-    return ToolCall(call.id or f"call_{index}", call.function.name, arguments)
+    return ToolCall(call.id or f"call{index:05}", call.function.name, arguments)
 
 
 def _tool(tool: ToolBody) -> ToolSpec:

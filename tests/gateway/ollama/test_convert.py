@@ -50,11 +50,38 @@ def test_a_whole_conversation() -> None:
     assert request.messages == (
         Message("system", (TextPart("be brief"),)),
         Message("user", (TextPart("weather?"), MediaPart("image", "image/png", b"\x89PNG\r\n\x1a\n rest"))),
-        Message("assistant", tool_calls=(ToolCall("call_0", "weather", '{"city": "Gent"}'),), thinking="hm"),
+        Message(
+            "assistant", tool_calls=(ToolCall("call00000", "weather", '{"city": "Gent"}'),), thinking="hm"
+        ),
         Message("tool", (TextPart("12 C"),), tool_call_id="call_9", name="weather"),
     )
     assert request.tools == (ToolSpec("weather", "", {"type": "object"}),)
     assert request.options.truncate is False
+
+
+def test_a_result_finds_its_call_by_name_or_by_id() -> None:
+    def call(name: str, identity: str | None = None) -> dict[str, Any]:
+        return {"id": identity, "function": {"name": name, "arguments": {}}}
+
+    request = chat(
+        messages=[
+            {"role": "assistant", "tool_calls": [call("a"), call("b"), call("a"), call("c", "mine")]},
+            {"role": "tool", "content": "second", "tool_name": "b"},
+            {"role": "tool", "content": "first", "tool_name": "a"},
+            {"role": "tool", "content": "third", "tool_name": "a"},
+            {"role": "tool", "content": "fourth", "tool_call_id": "mine"},
+            {"role": "tool", "content": "again", "tool_call_id": "mine"},
+            {"role": "tool", "content": "of nothing"},
+        ]
+    )
+    assert [(turn.name, turn.tool_call_id) for turn in request.messages[1:]] == [
+        ("b", "call00001"),
+        ("a", "call00000"),
+        ("a", "call00002"),
+        ("c", "mine"),
+        ("c", "mine"),
+        (None, None),
+    ]
 
 
 def test_every_option_reaches_the_request() -> None:
