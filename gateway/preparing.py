@@ -80,7 +80,7 @@ class Preparer:
             model, request.format, tools, request.tool_choice, request.parallel_tool_calls
         )
         messages = with_model_turns(model, request.messages)
-        think = request.think if "thinking" in model.capabilities else None
+        think = wanted_thinking(model, request.think)
         continues = bool(messages) and messages[-1].role == "assistant" and not messages[-1].tool_calls
         call = PrepareChat(
             files=model.files,
@@ -102,13 +102,15 @@ class Preparer:
             tools,
             request.parallel_tool_calls,
             grammar,
-            thinks=bool(request.think),
+            thinks=bool(think),
             continues=continues,
         )
 
     async def _completion_job(self, request: CompletionRequest) -> Job:
         model = await self._catalog.get(request.model)
         _require(model, "completion", request.model, "generate")
+        if request.think:
+            _require(model, "thinking", request.model, "thinking")
         grammar = await self._grammar(model, request.format, (), ToolChoice("none"), True)
         prompt = await self._completion_prompt(model, request)
         resolved = self._resolve(model, request.options)
@@ -120,6 +122,7 @@ class Preparer:
             grammar=grammar,
             echo=request.echo,
             parse=not request.raw,
+            thinks=not request.raw and bool(wanted_thinking(model, request.think)),
             continues=goes_on(request, prompt),
         )
 
@@ -150,7 +153,7 @@ class Preparer:
             prompt=str(request.prompt),
             system=system or "",
             suffix=request.suffix or "",
-            think=request.think if "thinking" in model.capabilities else None,
+            think=wanted_thinking(model, request.think),
         )
         return await self._sandbox.call(question, Prepared)
 
@@ -164,7 +167,11 @@ class Preparer:
             turns.insert(0, Message.of("system", system))
         turns.append(Message.of("user", str(request.prompt)))
         call = PrepareChat(
-            model.files, model.weights_digest, template, tuple(map(Turn.of, turns)), think=request.think
+            model.files,
+            model.weights_digest,
+            template,
+            tuple(map(Turn.of, turns)),
+            think=wanted_thinking(model, request.think),
         )
         prepared = await self._sandbox.call(call, Prepared)
         if not request.context:
@@ -247,6 +254,17 @@ def _call_grammars(
         model.convention, tools, required=True, parallel=parallel, token_ids=model.vocabulary.names
     )
     return Grammar("lark", as_text[1]), Grammar("lark", as_tokens[1])
+
+
+def wanted_thinking(model: ServedModel, asked: bool | str | None) -> bool | str | None:
+    """Whether, or how hard, the model is to think; None leaves it to its template.
+
+    Models made for Ollama (a Go template, a RENDERER) think unless told not to, as they do there.
+    """
+    if "thinking" not in model.capabilities:
+        return None
+    for_ollama = model.template.kind == "go" or bool(model.model and model.model.config.renderer)
+    return True if asked is None and for_ollama else asked
 
 
 def after_thinking(grammar: Grammar | None, model: ServedModel, prompt: str, thinks: bool) -> Grammar | None:
