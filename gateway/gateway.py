@@ -65,7 +65,12 @@ class Gateway:
         planner = Planner(self.sandbox, settings, device)
         self.service = Service(self.catalog, self.manager, self.sandbox, planner, self.metrics)
         self.archive = Archive(settings.state / "replies.sqlite")
-        self.puller = Puller(store, client_settings(settings, bool(keys), environment), self.examine)
+        self.puller = Puller(
+            store,
+            client_settings(settings, bool(keys), environment),
+            self.examine,
+            measure=planner.fit,
+        )
         self.background: dict[str, asyncio.Task[None]] = {}
         self.draining = False
         self._janitor: asyncio.Task[None] | None = None

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from engines.base import AdapterFiles, Limits, LoadRequest
 from gateway.catalog import ServedModel
-from gateway.errors import LoadError
+from gateway.errors import GatewayError, LoadError
 from gateway.memory import Device
 from gateway.residency import LoadPlan
-from gateway.sandbox import Sandbox
+from gateway.sandbox import Sandbox, SandboxError
 from gateway.sandbox_calls import Measure, Measured
 from gateway.settings import Settings
 from modelfiles.files import ModelFile
+from registry.errors import HeadersCut, RegistryError, UnsupportedFormat
+from registry.plan import Fit
 
 AUTOMATIC_SLOTS = {"cpu": 8, "gpu": 16}
 AUTOMATIC_CONTEXT = {"cpu": 8192, "gpu": 32768}
@@ -29,6 +32,8 @@ SCRIPTED_MEMORY = 2**20
 SCRIPTED_SLOTS = 64
 SCRIPTED_CONTEXT = 131_072
 REMEMBERED = 256
+HEADER_ERRORS = frozenset({"GgufError", "SafetensorsError"})
+"""What a reader raises for a header that does not end where it should, by class name."""
 
 
 def adapters_of(model: ServedModel) -> tuple[AdapterFiles, ...]:
@@ -111,17 +116,32 @@ class Planner:
             return Measured(slots, min(wanted or SCRIPTED_CONTEXT, SCRIPTED_CONTEXT), SCRIPTED_MEMORY)
         key = (model.weights_digest, wanted)
         if key not in self._known:
-            self._known[key] = await self._sandbox.call(self._question(model, wanted), Measured)
+            self._known[key] = await self._sandbox.call(self._question(model.files, wanted), Measured)
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return self._known[key]
 
-    def _question(self, model: ServedModel, wanted: int) -> Measure:
+    async def fit(self, files: Sequence[ModelFile]) -> Fit:
+        """What files take that are not a model yet; only their headers need to be there.
+
+        Raises HeadersCut, UnsupportedFormat or RegistryError, as `registry.plan.Measure` says.
+        """
+        try:
+            question = self._question(tuple(files), self._settings.context or 0)
+            measured = await self._sandbox.call(question, Measured)
+        except SandboxError as error:
+            cut = error.kind_of_error in HEADER_ERRORS
+            raise (HeadersCut if cut else UnsupportedFormat)(str(error)) from error
+        except GatewayError as error:
+            raise RegistryError(f"what the model needs cannot be told now: {error}") from error
+        return Fit(measured.memory_bytes, self._device.budget, measured.context)
+
+    def _question(self, files: tuple[ModelFile, ...], wanted: int) -> Measure:
         kind = self._device.kind
         chosen = self._settings.parallel
         slots = (chosen,) if chosen else tuple(AUTOMATIC_SLOTS[kind] // 2**power for power in range(4))
         return Measure(
-            files=model.files,
+            files=files,
             slots=slots,
             wanted=wanted or AUTOMATIC_CONTEXT[kind],
             budget=self._device.budget if wanted else int(self._device.budget * AUTOMATIC_SHARE),

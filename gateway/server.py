@@ -57,6 +57,7 @@ def serve(settings: Settings, built_in: Mapping[str, ServedModel] | None = None)
         level=logging.DEBUG if settings.debug else logging.INFO, format="%(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("uvicorn.error").addFilter(_is_news)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells whole addresses, signatures and all
     try:
         check_exposure(settings, read_keys(settings))
         device = find_device(settings)

@@ -48,6 +48,16 @@ def _insecure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--insecure", action="store_true", help="allow a registry without TLS")
 
 
+def _pull(parser: argparse.ArgumentParser) -> None:
+    _insecure(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what it takes and whether it fits, and stop"
+    )
+    parser.add_argument(
+        "--warm", action="store_true", help="load it afterwards, so that its first answer comes fast"
+    )
+
+
 def _create(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("-f", "--file", metavar="FILE", help="the Modelfile (default: ./Modelfile)")
@@ -138,7 +148,7 @@ COMMANDS = (
     Command("run", "Ask a model, or chat with it", "run:run",
             'gemmule run bud "Tell me a story about a fox."', _run),
     Command("stop", "Unload a running model", "models:stop", "gemmule stop bud", _model),
-    Command("pull", "Fetch a model from a registry", "transfer:pull", "gemmule pull gemma3:4b", _insecure),
+    Command("pull", "Fetch a model from a registry", "transfer:pull", "gemmule pull gemma3:4b", _pull),
     Command("push", "Send a model to a registry", "transfer:push", "gemmule push me/fox", _insecure),
     Command("list", "List models", "models:list_models", "gemmule list gemma --json", _list, ("ls",)),
     Command("ps", "List running models", "models:list_running", "gemmule ps", _list),

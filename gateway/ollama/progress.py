@@ -20,7 +20,7 @@ from gateway.ollama.access import named, native_body, open_gateway
 from gateway.ollama.convert import messages
 from gateway.ollama.options import checked, parameter_lines
 from gateway.ollama.quantize import quantization
-from gateway.ollama.schema import CreateBody, TransferBody
+from gateway.ollama.schema import CreateBody, PullBody, TransferBody
 from gateway.sandbox import SandboxError
 from gateway.sandbox_calls import CheckTemplate
 from gateway.streaming import JSONReply, LineStream, ndjson, unless_gone
@@ -32,6 +32,7 @@ from registry.blobs import parse_digest
 from registry.bundled import NAME as BUNDLED
 from registry.create import create as create_model
 from registry.name import ModelName
+from registry.plan import Plan
 from registry.progress import OnProgress, Progress
 from registry.pull import Puller
 from registry.push import Pusher
@@ -116,7 +117,7 @@ def modelfile(body: CreateBody) -> Modelfile:
 @router.post("/api/pull")
 async def pull(request: Request) -> Response:
     """A model from a registry or a hub; callers that want the same one share its download."""
-    body = await native_body(request, TransferBody)
+    body = await native_body(request, PullBody)
     reference = Reference.parse(named(body.model))
     if body.insecure:
         reference = replace(reference, insecure=True)
@@ -125,7 +126,7 @@ async def pull(request: Request) -> Response:
     async def work(on_progress: OnProgress) -> None:
         try:
             if not _ships_with_us(gateway, reference.name):
-                await fetch(gateway.puller, reference, on_progress)
+                await (estimate if body.dry_run else fetch)(gateway.puller, reference, on_progress)
         except (registry_errors.Unavailable, registry_errors.NotFound) as error:
             await asyncio.to_thread(_require_local, gateway, reference.name, error)
             on_progress(Progress(f"keeping the model that is here: {error}"))
@@ -138,6 +139,13 @@ async def fetch(puller: Puller, reference: Reference, on_progress: OnProgress) -
     async with contextlib.aclosing(puller.pull(reference)) as lines:  # type: ignore[type-var]
         async for progress in lines:
             on_progress(progress)
+
+
+async def estimate(puller: Puller, reference: Reference, on_progress: OnProgress) -> None:
+    """Tells what a pull would cost; raises DiskFull where there is no room for it."""
+    plan = await puller.plan(reference)
+    on_progress(Progress("pulling manifest", plan=plan))
+    plan.require_room()
 
 
 @router.post("/api/push")
@@ -181,12 +189,19 @@ async def _reply(request: Request, work: Work, stream: bool | None) -> Response:
     """Lines as they come; for `stream: false` the last one, or the fault with its status."""
     if stream is not False:
         return LineStream(_lines(work))
-    await unless_gone(request, _run(work))
-    return JSONReply({"status": "success"})
+    return JSONReply({"status": "success"} | await unless_gone(request, _run(work)))
 
 
-async def _run(work: Work) -> None:
-    await work(lambda progress: None)
+async def _run(work: Work) -> dict[str, Any]:
+    """Does the work; returns the plan, where it told one."""
+    found: dict[str, Any] = {}
+
+    def note(progress: Progress) -> None:
+        if progress.plan is not None:
+            found["plan"] = plan_object(progress.plan)
+
+    await work(note)
+    return found
 
 
 async def _lines(work: Work) -> AsyncIterator[bytes]:
@@ -231,4 +246,31 @@ def line(progress: Progress) -> dict[str, Any]:
     for key in ("digest", "total", "completed"):
         if (value := getattr(progress, key)) is not None:
             found[key] = value
+    if progress.plan is not None:
+        found["plan"] = plan_object(progress.plan)
     return found
+
+
+def plan_object(plan: Plan) -> dict[str, Any]:
+    """What a pull would cost, as clients that know it read it; bytes throughout, absent where unknown."""
+    found: dict[str, Any] = {
+        "total_bytes": plan.total_bytes,
+        "download_bytes": plan.download_bytes,
+        "sizes_known": plan.complete,
+        "disk_free_bytes": plan.free_bytes,
+        "fits_disk": plan.has_room,
+    }
+    if plan.fit is not None:
+        found |= {
+            "memory_bytes": plan.fit.memory_bytes,
+            "memory_budget_bytes": plan.fit.budget_bytes,
+            "context_length": plan.fit.context,
+            "fits_memory": plan.fit.fits,
+        }
+    told = {
+        "quantization": plan.chosen,
+        "quantizations": plan.choices,
+        "largest_that_fits": plan.best,
+        "obstacle": plan.obstacle,
+    }
+    return found | {key: value for key, value in told.items() if value}

@@ -187,6 +187,12 @@ class TransferBody(NamedBody):
     stream: bool | None = None
 
 
+class PullBody(TransferBody):
+    """POST /api/pull; `dry_run` is ours: tell what it would cost and stop."""
+
+    dry_run: bool | None = None
+
+
 class CreateBody(NamedBody):
     """POST /api/create. `files` and `adapters` map a file name to the digest of an uploaded blob."""
 

@@ -17,7 +17,7 @@ BODIES = {
     "show": schema.ShowBody,
     "copy": schema.CopyBody,
     "delete": schema.DeleteBody,
-    "pull": schema.TransferBody,
+    "pull": schema.PullBody,
     "create": schema.CreateBody,
 }
 
