@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -37,24 +37,6 @@ T = TypeVar("T")
 
 MARKER = "gemmule-store"
 """A file in every store that this program began; a folder without it is shared, and never collected."""
-
-
-def ollama_stores(environment: Mapping[str, str]) -> list[Path]:
-    """The usual places where Ollama keeps models on this machine and that exist."""
-    home = Path(environment.get("HOME") or Path.home())
-    candidates = [
-        *([Path(environment["OLLAMA_MODELS"])] if environment.get("OLLAMA_MODELS") else []),
-        home / ".ollama" / "models",
-        Path("/usr/share/ollama/.ollama/models"),
-        Path("/var/lib/ollama/.ollama/models"),
-        Path("/var/lib/ollama/models"),
-    ]
-    found: list[Path] = []
-    for folder in candidates:
-        with contextlib.suppress(OSError):
-            if (folder / "manifests").is_dir() and folder.resolve() not in found:
-                found.append(folder.resolve())
-    return found
 
 
 class Store:

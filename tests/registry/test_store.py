@@ -16,7 +16,7 @@ from registry.errors import InvalidName, ModelCorrupt, ModelNotFound, ReadOnlyMo
 from registry.manifest import CONFIG_TYPE, MEDIA_TYPES, Layer, Manifest, ModelConfig
 from registry.model import Model
 from registry.name import ModelName
-from registry.store import Store, ollama_stores
+from registry.store import Store
 from tests.registry.conftest import gguf_bytes
 
 
@@ -202,14 +202,6 @@ def test_a_folder_begun_by_another_program_is_never_collected(tmp_path: Path) ->
     assert "another program" in shared.collect_garbage().skipped
     shared.delete("fox")
     assert len(set(shared.blobs.digests())) == 3
-
-
-def test_ollamas_usual_places(tmp_path: Path) -> None:
-    usual, named = tmp_path / ".ollama/models", tmp_path / "elsewhere"
-    for folder in (usual, named):
-        (folder / "manifests").mkdir(parents=True)
-    found = ollama_stores({"HOME": str(tmp_path), "OLLAMA_MODELS": str(named)})
-    assert found[:2] == [named.resolve(), usual.resolve()]
 
 
 def test_a_root_that_cannot_be_made(tmp_path: Path) -> None:
