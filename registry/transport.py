@@ -197,14 +197,19 @@ class Transport:
         credentials: Mapping[str, str] | None = None,
         content: bytes | None = None,
         follow: bool = True,
+        named_by: str = "",
     ) -> AsyncIterator[Reply]:
         """Sends one request and gives the reply, redirects followed by rule unless `follow` is off.
 
-        `credentials` are headers that go to the origin of `url` and nowhere else. Raises AddressRefused,
-        Unavailable (connection refused, broken, stalled), SourceError (redirect loop).
+        `credentials` are headers that go to the origin of `url` and nowhere else. `named_by` is the address
+        whose answer named `url`, for which the rules of a redirect from there then hold. Raises
+        AddressRefused, Unavailable (connection refused, broken, stalled), SourceError (redirect loop).
         """
         home = origin_of(url)
         trusted: bool | None = None
+        if named_by:
+            trusted = (await self._checked_addresses(named_by, None))[1]
+            _redirected(named_by, url)
         for _ in range(REDIRECT_LIMIT + 1):
             addresses, private = await self._checked_addresses(url, trusted)
             trusted = private if trusted is None else trusted and private

@@ -1,7 +1,7 @@
 """Registries that speak the OCI distribution protocol: Ollama's, Docker's, Hugging Face's own bridge.
 
-Manifests by tag, blobs by digest, bearer tokens by a signed request. A token is asked for only where the
-registry itself says so, and only from the registry's own host.
+Manifests by tag, blobs by digest, bearer tokens. A token is asked for where the registry says: of its own
+host by a signed request (Ollama's way), of any other anonymously (Docker Hub's way).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
 
 from registry.blobs import digest_of
-from registry.errors import AddressRefused, DigestMismatch, InvalidManifest, SourceError, Unauthorized
+from registry.errors import DigestMismatch, InvalidManifest, SourceError, Unauthorized
 from registry.identity import Identity
 from registry.manifest import MANIFEST_LIMIT, MANIFEST_TYPE, OCI_MANIFEST_TYPE, Layer, Manifest
 from registry.name import ModelName
@@ -72,26 +72,29 @@ class RegistrySession:
     async def _fetch_token(self, challenge: str) -> str:
         fields: dict[str, str] = dict(_CHALLENGE.findall(challenge))
         realm = fields.get("realm", "")
-        here, there = urlsplit(self.base), urlsplit(realm)
-        if there.hostname != here.hostname or (here.scheme == "https" and there.scheme != "https"):
-            raise AddressRefused(
-                f"{origin_of(self.base)} sends us to {origin_of(realm)} for a token; "
-                "only its own host is asked"
-            )
-        query = [("service", fields.get("service", "")), ("ts", str(int(time.time())))]
-        query += [("nonce", base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("="))]
+        there = urlsplit(realm)
+        ours = there.hostname == urlsplit(self.base).hostname
+        query = [("service", fields["service"])] if fields.get("service") else []
+        if ours:
+            nonce = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+            query += [("ts", str(int(time.time()))), ("nonce", nonce)]
         query += [("scope", scope) for scope in fields.get("scope", "").split()]
         url = f"{realm}{'&' if there.query else '?'}{urlencode(query)}"
-        nothing = base64.b64encode(hashlib.sha256(b"").hexdigest().encode()).decode()
-        signed = self.identity().sign(f"GET,{url},{nothing}".encode())
-        async with self.transport.request("GET", url, credentials={"Authorization": signed}) as reply:
+        signed = {"Authorization": self._signature(url)} if ours else {}
+        async with self.transport.request("GET", url, credentials=signed, named_by=self.base) as reply:
             if reply.status != 200:
-                raise reply.failure("a token", "add this machine's public key to your account there")
+                hint = "add this machine's public key to your account there" if ours else ""
+                raise reply.failure("a token", hint)
             answer = await reply.json()
         token = answer.get("token") or answer.get("access_token") if isinstance(answer, dict) else None
         if not isinstance(token, str) or not token:
             raise SourceError(f"{origin_of(realm)} answered without a token")
         return token
+
+    def _signature(self, url: str) -> str:
+        """This machine's key and its signature over a GET of the address, as Ollama's registry wants them."""
+        nothing = base64.b64encode(hashlib.sha256(b"").hexdigest().encode()).decode()
+        return self.identity().sign(f"GET,{url},{nothing}".encode())
 
     async def fetch(
         self,

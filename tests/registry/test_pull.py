@@ -82,11 +82,30 @@ def assert_signed(path: str, query: dict[str, list[str]], public: str, signature
     key.verify(base64.b64decode(signature), f"GET,{hub.url}{path}?{urlencode(pairs)},{nothing}".encode())
 
 
-def test_a_token_is_never_asked_of_another_host(store: Store, hub: FakeHub) -> None:
-    hub.token, hub.realm = "s3cret", "http://localhost:1/token"
-    name = hub.add_oci("me/fox", [("model", gguf_bytes())])
-    with pytest.raises(AddressRefused, match="only its own host"):
+def test_a_token_server_on_another_host_does_not_learn_who_asks(store: Store, hub: FakeHub) -> None:
+    with FakeHub("127.0.0.2") as other:
+        hub.token = other.token = "s3cret"
+        hub.realm = f"{other.url}/token?kind=model"
+        name = hub.add_oci("me/fox", [("model", gguf_bytes())])
         pull(store, hub, name)
+        (asked,) = other.requests
+    assert asked.query == {
+        "kind": ["model"], "service": ["fakehub"], "scope": ["repository:any:pull,push"],
+    }  # fmt: skip
+    assert "authorization" not in asked.headers
+    assert not (store.root.parent / "id_ed25519").exists()
+    clean(store)
+
+
+def test_a_token_server_is_led_to_by_the_rules_of_redirects(store: Store, hub: FakeHub) -> None:
+    hub.token, hub.realm = "s3cret", "http://127.0.0.2:9/token"
+    name = hub.add_oci("me/fox", [("model", gguf_bytes())])
+    with pytest.raises(AddressRefused, match="private address"):
+        pull(store, hub, name, public_networks=("127.0.0.1/32",))
+    hub.realm = "file:///etc/passwd"
+    with pytest.raises(AddressRefused, match="only http and https"):
+        pull(store, hub, name)
+    assert len(hub.requests) == 2
 
 
 def test_what_is_not_there_and_what_is_no_manifest(store: Store, hub: FakeHub) -> None:
