@@ -298,12 +298,12 @@ class Transport:
             raise AddressRefused(
                 f"refusing to open {url[:100]!r}: only http and https addresses are followed"
             )
-        literal = _literal(host)
         if proxy_for(url, self.settings.environment):
+            literal = _literal(host)
             private = literal is not None and self._is_private(literal)
             self._allow(host, [literal] if literal else [], private, trusted)
             return [None], private
-        addresses = [literal] if literal else await _resolve(host, parts.port or 443)
+        addresses = await _resolve(host, parts.port or 443)
         private = any(self._is_private(address) for address in addresses)
         self._allow(host, addresses, private, trusted)
         return [str(address) for address in addresses[:ADDRESSES_TRIED]], private
@@ -341,6 +341,9 @@ def _redirected(url: str, location: str) -> str:
 
 
 def _literal(host: str) -> Address | None:
+    """The address that the host is, or stands for wherever it is asked."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return ipaddress.IPv4Address("127.0.0.1")
     try:
         return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -3,47 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import ipaddress
-import ssl
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 import registry.transport
 from registry.errors import AddressRefused, SourceError, Unavailable
 from registry.transport import ClientSettings, Transport, origin_of, parse_retry_after, proxy_for
 from tests.registry.fakehub import FakeHub, Fault
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a key and a certificate for localhost that nobody but its maker trusts."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fake hub")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "hub.pem"
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path.write_bytes(secret + made.public_bytes(serialization.Encoding.PEM))
-    return path
+from tests.registry.proxy import TunnelProxy
+from tests.registry.tls import make_authority
 
 
 def get(url: str, settings: ClientSettings) -> tuple[int, bytes]:
@@ -60,15 +31,14 @@ def get(url: str, settings: ClientSettings) -> tuple[int, bytes]:
     return asyncio.run(run())
 
 
-def test_certificates_are_checked_and_ssl_cert_file_is_honoured(certificate: Path) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+def test_certificates_are_checked_and_ssl_cert_file_is_honoured(tmp_path: Path) -> None:
+    authority, context = make_authority(tmp_path, "localhost")
     with FakeHub(tls=context) as hub:
         hub.files["/files/a"] = b"hello"
         url = f"https://localhost:{hub.port}"
         with pytest.raises(Unavailable, match=r"(?i)certificate.verify.failed"):
             get(f"{url}/files/a", ClientSettings())
-        trusting = ClientSettings(environment={"SSL_CERT_FILE": str(certificate)})
+        trusting = ClientSettings(environment={"SSL_CERT_FILE": str(authority)})
         assert get(f"{url}/files/a", trusting) == (200, b"hello")
         with pytest.raises(Unavailable, match=r"(?i)certificate.verify.failed"):
             get(f"{hub.url}/files/a", trusting)  # the same address under a name it has no certificate for
@@ -77,6 +47,80 @@ def test_certificates_are_checked_and_ssl_cert_file_is_honoured(certificate: Pat
             get(f"{url}/files/a", trusting)
     with pytest.raises(SourceError, match="SSL_CERT_FILE"):
         get("https://127.0.0.1:1/", ClientSettings(environment={"SSL_CERT_FILE": "/nonexistent"}))
+
+
+HOST = "models.example"
+
+
+@pytest.fixture
+def behind_a_proxy(tmp_path: Path) -> Iterator[tuple[FakeHub, TunnelProxy, dict[str, str]]]:
+    """A hub called `models.example` that only a proxy leads to, and the variables that say so."""
+    authority, context = make_authority(tmp_path, HOST, "cdn.example", "localhost")
+    with FakeHub(tls=context) as hub, TunnelProxy(hub.port, "me:secret") as proxy:
+        hub.files["/files/a"] = b"hello"
+        variables = {
+            "HTTPS_PROXY": f"http://me:secret@127.0.0.1:{proxy.port}",
+            "SSL_CERT_FILE": str(authority),
+        }
+        yield hub, proxy, variables
+
+
+def test_https_goes_through_the_tunnel_of_a_proxy(
+    behind_a_proxy: tuple[FakeHub, TunnelProxy, dict[str, str]],
+) -> None:
+    hub, proxy, variables = behind_a_proxy
+    settings = ClientSettings(environment=variables, allow_private=False)
+    assert get(f"https://{HOST}/files/a", settings) == (200, b"hello")
+    assert proxy.tunnels == [f"{HOST}:443"]
+    (request,) = hub.requests
+    assert request.headers["host"] == HOST
+    assert "proxy-authorization" not in request.headers  # what is for the proxy stays with it
+    with pytest.raises(Unavailable, match=r"(?i)certificate.verify.failed"):
+        get("https://other.example/files/a", settings)  # a proxy cannot stand in for another host
+
+
+def test_no_proxy_names_what_is_reached_directly(
+    behind_a_proxy: tuple[FakeHub, TunnelProxy, dict[str, str]],
+) -> None:
+    hub, proxy, variables = behind_a_proxy
+    direct = ClientSettings(environment=variables | {"NO_PROXY": "localhost,.internal"})
+    assert get(f"https://localhost:{hub.port}/files/a", direct) == (200, b"hello")
+    assert proxy.tunnels == []
+
+
+def test_redirects_keep_their_rules_behind_a_proxy(
+    behind_a_proxy: tuple[FakeHub, TunnelProxy, dict[str, str]],
+) -> None:
+    hub, proxy, variables = behind_a_proxy
+    settings = ClientSettings(environment=variables)
+    hub.faults["/files/a"] = [Fault(location="https://cdn.example/files/a")]
+    assert get(f"https://{HOST}/files/a", settings) == (200, b"hello")
+    assert proxy.tunnels == [f"{HOST}:443", "cdn.example:443"]
+    for location in (
+        "http://127.0.0.1:9/x",
+        "https://10.0.0.1/x",
+        "https://169.254.169.254/x",
+        "https://localhost/x",
+    ):
+        hub.always["/files/a"] = Fault(location=location)
+        with pytest.raises(AddressRefused):
+            get(f"https://{HOST}/files/a", settings)
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"HTTPS_PROXY": "http://127.0.0.1:{port}"}, "through the proxy"),
+        ({"HTTPS_PROXY": "http://127.0.0.1:9"}, "cannot be"),
+    ],
+)
+def test_a_proxy_that_refuses_is_named_as_the_cause(
+    behind_a_proxy: tuple[FakeHub, TunnelProxy, dict[str, str]], variables: dict[str, str], reason: str
+) -> None:
+    _, proxy, trusted = behind_a_proxy
+    filled = {name: value.format(port=proxy.port) for name, value in variables.items()}
+    with pytest.raises(Unavailable, match=reason):
+        get(f"https://{HOST}/files/a", ClientSettings(environment=trusted | filled))
 
 
 def test_a_body_compressed_unasked_or_too_long_is_refused() -> None:
