@@ -6,13 +6,13 @@ template can do (that is `capabilities`). Called at create, pull and show.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from modelfiles.contents import json_value
 from modelfiles.describe_classifier import describe_classifier, is_classifier
 from modelfiles.describe_config import (
     chat_template,
@@ -112,7 +112,11 @@ def _describe_gguf(files: Sequence[ModelFile]) -> ModelDescription:
     if sum(len(part.tensors) for part in opened) != len(tensors):
         raise DescribeError(f"{first.path.name}: two parts hold the same tensor")
     count = sum(tensor.elements for tensor in tensors.values())
-    info = {key: _plain(value) for key, value in first.metadata.items() if _is_shown(key, value)}
+    info = {
+        key: [] if _is_long(value) else json_value(value)
+        for key, value in first.metadata.items()
+        if key != "tokenizer.chat_template"
+    }
     template = first.metadata.get("tokenizer.chat_template")
     try:
         return ModelDescription(
@@ -173,17 +177,8 @@ def _gguf_vocabulary(file: GgufFile) -> int:
     return len(tokens) if isinstance(tokens, StringArray) else _whole(file.get("vocab_size"))
 
 
-def _is_shown(key: str, value: Any) -> bool:
-    if key == "tokenizer.chat_template":
-        return False
-    return not isinstance(value, (StringArray, np.ndarray)) or len(value) <= LONGEST_SHOWN_ARRAY
-
-
-def _plain(value: Any) -> Any:
-    """A metadata value as JSON has it: infinities and NaN, which it has not, become None."""
-    if isinstance(value, (np.ndarray, StringArray)):
-        return [_plain(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _is_long(value: Any) -> bool:
+    return isinstance(value, (StringArray, np.ndarray)) and len(value) > LONGEST_SHOWN_ARRAY
 
 
 def _whole(value: Any) -> int:

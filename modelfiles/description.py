@@ -16,9 +16,9 @@ class ModelDescription:
     """Facts read from the files' headers; sizes in tokens, elements or bytes as named.
 
     `model_info` is GGUF-style metadata (`general.architecture`, `<arch>.context_length`, ...), made up from
-    config.json for other formats, arrays above 5 elements left out; `quantization` is Ollama's file type
-    (`Q8_0`, `Q4_K_M`, `F16`, `BF16`, ...); `chat_template` is the Jinja source found, or None;
-    `architecture` is the engine's name for the family (`gemma3`, `llama`, ...).
+    config.json for other formats, arrays above 5 elements empty (`contents` has them whole); `quantization`
+    is Ollama's file type (`Q8_0`, `Q4_K_M`, `F16`, `BF16`, ...); `chat_template` is the Jinja source found,
+    or None; `architecture` is the engine's name for the family (`gemma3`, `llama`, ...).
     """
 
     weight_format: WeightFormat
