@@ -112,8 +112,8 @@ class Modelfile:
         lines += [f"{name.upper()} {_quote(value)}" for name, value in single.items() if value is not None]
         lines += [f"ADAPTER {_quote(adapter)}" for adapter in self.adapters]
         lines += [f"PARAMETER {name} {_quote(value)}" for name, value in self.parameters]
-        lines += [f"MESSAGE {message.role} {_quote(message.text)}" for message in self.messages]
         lines += [f"LICENSE {_quote(text)}" for text in self.licenses]
+        lines += [f"MESSAGE {message.role} {_quote(message.text)}" for message in self.messages]
         return "\n".join(lines) + "\n"
 
 
