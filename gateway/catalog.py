@@ -17,8 +17,9 @@ from typing import Any
 
 from gateway.errors import ModelNotFound
 from gateway.sandbox import Sandbox
-from gateway.sandbox_calls import Describe, GetVocabulary, Inspect, Inspected
+from gateway.sandbox_calls import Describe, GetVocabulary, Inspect, Inspected, ReadContents
 from gateway.settings import Alias
+from modelfiles.contents import Contents
 from modelfiles.description import ModelDescription
 from modelfiles.files import ModelFile
 from modelfiles.messages import Message
@@ -126,6 +127,10 @@ class Catalog:
     async def describe(self, model: Model) -> ModelDescription:
         """What the weights of `model` say about themselves."""
         return (await self._read_weights(model))[0]
+
+    async def contents(self, served: ServedModel) -> Contents:
+        """All that the headers of its weight files say; read anew each time: a vocabulary is megabytes."""
+        return await self._sandbox.call(ReadContents(served.files), Contents, INSPECT_SECONDS)
 
     async def _serve(self, model: Model) -> ServedModel:
         description, vocabulary = await self._read_weights(model)

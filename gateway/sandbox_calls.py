@@ -51,6 +51,13 @@ class Describe:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadContents:
+    """All metadata and tensors of the weight files -> `modelfiles.contents.Contents`."""
+
+    files: tuple[ModelFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Examine:
     """As `Describe`, and refuses files that could not be served -> `ModelDescription`.
 

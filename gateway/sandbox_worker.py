@@ -34,6 +34,7 @@ from gateway.sandbox_calls import (
     PrepareCompletion,
     Prepared,
     Quantize,
+    ReadContents,
     Tokenize,
 )
 from modelfiles.description import ModelDescription
@@ -42,6 +43,7 @@ from modelfiles.templates.source import ChatPrompt
 from modelfiles.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from modelfiles.contents import Contents
     from modelfiles.tokenizer import Tokenizer
 
 HEADER = struct.Struct(">I")
@@ -95,6 +97,12 @@ def describe_files(call: Describe) -> ModelDescription:
     from modelfiles.describe import describe
 
     return describe(call.files)
+
+
+def contents_of_files(call: ReadContents) -> Contents:
+    from modelfiles.contents import read_contents
+
+    return read_contents(call.files)
 
 
 def examine_files(call: Examine) -> ModelDescription:
@@ -237,6 +245,7 @@ CALLS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     function_type.__name__: (function_type, function)
     for function_type, function in (
         (Describe, describe_files),
+        (ReadContents, contents_of_files),
         (Examine, examine_files),
         (Quantize, quantize_files),
         (GetVocabulary, get_vocabulary),
