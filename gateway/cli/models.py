@@ -13,12 +13,12 @@ from typing import Any
 
 from gateway.cli.connect import connect
 from gateway.cli.errors import NOT_FOUND, OK, USAGE, CommandError, explain
-from gateway.cli.output import human_bytes, human_time, parse_time, sections, table, warn
+from gateway.cli.output import human_bytes, human_time, parse_time, sections, table, warn, width
 from gateway.client import Client, ServerRefused
 
 PARTS = ("license", "modelfile", "parameters", "system", "template")
 ID_LENGTH = 12
-LONG_VALUE = 60
+LIST_COLUMNS = 10
 
 
 def list_models(arguments: argparse.Namespace) -> int:
@@ -152,9 +152,9 @@ def description(shown: dict[str, Any], verbose: bool) -> list[Block]:
         rows = [(entry["name"], entry["type"], str(entry["shape"]).replace(",", "")) for entry in tensors]
         blocks.append(("Tensors", rows))
     if system := shown.get("system"):
-        blocks.append(("System", _head(system, verbose)))
+        blocks.append(("System", _head(system)))
     if license_text := shown.get("license"):
-        blocks.append(("License", _head(license_text, verbose)))
+        blocks.append(("License", _head(license_text)))
     return blocks
 
 
@@ -174,17 +174,27 @@ def _model_rows(shown: dict[str, Any]) -> list[tuple[str, str]]:
     return [row for row in rows if row[1]]
 
 
-def _head(text: str, whole: bool) -> list[tuple[str]]:
+def _head(text: str) -> list[tuple[str]]:
     """The first two lines that say something, and dots for the rest."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if whole or len(lines) <= 2:
+    if len(lines) <= 2:
         return [(line,) for line in lines]
     return [(line,) for line in [*lines[:2], "..."]]
 
 
 def _value(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else str(value)
-    return text if len(text) <= LONG_VALUE else f"{text[: LONG_VALUE - 3]}..."
+    """A metadata value on one line; of an array, what fits a narrow column, and how much more there is."""
+    if isinstance(value, list):
+        shown = [str(item) for item in value]
+        taken, columns = 0, 1
+        for text in shown:
+            columns += width(text) + (2 if taken else 0)
+            if taken and columns > LIST_COLUMNS:
+                break
+            taken += 1
+        rest = f" ...+{len(shown) - taken} more" if taken < len(shown) else ""
+        return f"[{' '.join(shown[:taken])}{rest}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _until(expires: datetime | None, now: datetime) -> str:

@@ -16,7 +16,10 @@ from registry.model import Model
 
 
 def tag_row(model: Model, capabilities: tuple[str, ...] | None) -> dict[str, Any]:
-    """A model as tags and ps list it; both `name` and `model`, with the tag, since clients read either."""
+    """A model as tags and ps list it; both `name` and `model`, with the tag, since clients read either.
+
+    What it was made from only `show` tells: for a file that is a path of this machine.
+    """
     name = model.name.display()
     row = {
         "name": name,
@@ -24,7 +27,7 @@ def tag_row(model: Model, capabilities: tuple[str, ...] | None) -> dict[str, Any
         "modified_at": timestamp(model.modified_at),
         "size": model.size,
         "digest": model.digest,
-        "details": details(model),
+        "details": details(model) | {"parent_model": ""},
     }
     return row | ({"capabilities": list(capabilities)} if capabilities is not None else {})
 

@@ -13,6 +13,7 @@ from gateway.ollama.encode import timestamp
 from gateway.ollama.options import parameter_lines
 from gateway.ollama.rows import described, details
 from gateway.ollama.schema import ShowBody
+from modelfiles.contents import Contents
 from modelfiles.modelfile import Modelfile
 from modelfiles.parameters import render_parameters
 
@@ -20,8 +21,11 @@ LONG_ARRAY = 5
 HIDDEN_METADATA = ("general.name", "tokenizer.chat_template")
 
 
-def shown_model(served: ServedModel, body: ShowBody) -> dict[str, Any]:
-    """The reply of /api/show; `system` and `template` of the body stand in for the model's own."""
+def shown_model(served: ServedModel, body: ShowBody, contents: Contents | None = None) -> dict[str, Any]:
+    """The reply of /api/show; `system` and `template` of the body stand in for the model's own.
+
+    `contents` is what the weight files' headers say, when the caller wants it all.
+    """
     system = body.system or served.system or ""
     template = body.template or served.template.text
     licenses = served.model.licenses if served.model else ()
@@ -39,16 +43,21 @@ def shown_model(served: ServedModel, body: ShowBody) -> dict[str, Any]:
         reply |= {"renderer": config.renderer, "parser": config.parser, "requires": config.requires}
         reply["modified_at"] = timestamp(served.model.modified_at)
     shown = {key: value for key, value in reply.items() if value}
-    shown["model_info"] = model_info(served, bool(body.verbose))
+    shown["model_info"] = model_info(served, contents)
+    if contents is not None:
+        shown["tensors"] = [
+            {"name": tensor.name, "type": tensor.type, "shape": tensor.shape} for tensor in contents.tensors
+        ]
     shown["capabilities"] = list(served.capabilities)
     return shown
 
 
-def model_info(served: ServedModel, verbose: bool) -> dict[str, Any]:
+def model_info(served: ServedModel, contents: Contents | None) -> dict[str, Any]:
     """Metadata of the weights; long arrays come back empty unless asked for, as a vocabulary is megabytes."""
+    info = served.description.model_info | (contents.metadata if contents else {})
     return {
-        name: [] if isinstance(value, list) and len(value) > LONG_ARRAY and not verbose else value
-        for name, value in served.description.model_info.items()
+        name: [] if isinstance(value, list) and len(value) > LONG_ARRAY and not contents else value
+        for name, value in info.items()
         if name not in HIDDEN_METADATA
     }
 
