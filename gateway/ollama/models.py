@@ -66,7 +66,9 @@ async def show(request: Request) -> Response:
     body = await native_body(request, ShowBody)
     name = named(body.model)
     gateway = open_gateway(request, name)
-    shown = shown_model(await gateway.catalog.get(name), body)
+    served = await gateway.catalog.get(name)
+    contents = await gateway.catalog.contents(served) if body.verbose else None
+    shown = shown_model(served, body, contents)
     if request.headers.get("user-agent", "").startswith(COPILOT):
         shown["model_info"]["general.basename"] = name
     return JSONReply(shown)
