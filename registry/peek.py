@@ -20,9 +20,6 @@ from modelfiles.files import ModelFile
 from registry.errors import (
     HeadersCut,
     RegistryError,
-    SourceError,
-    Unauthorized,
-    Unavailable,
     UnsupportedFormat,
 )
 from registry.locks import try_lock
@@ -32,7 +29,7 @@ from registry.remote import RemoteFile
 from registry.sources.base import Listing, SourceFile
 from registry.store import Store
 from registry.threads import gathered, in_thread
-from registry.transport import Reply, Transport
+from registry.transport import Transport
 
 BEGINNINGS = (1 << 20, 8 << 20, 32 << 20)
 """Bytes of a GGUF file that are read, until its header is among them: vocabularies take up to a dozen MiB."""
@@ -123,42 +120,6 @@ class Peeker:
         found = self._known[remote.key] = _Beginning((known.data if known else b"") + data, size)
         return found
 
-    async def _fetch(self, remote: RemoteFile, start: int, end: int) -> tuple[bytes, int]:
-        failures, refreshed = 0, False
-        while True:
-            try:
-                return await self._request(remote, start, end, refreshed)
-            except Unauthorized:
-                if refreshed:
-                    raise
-                refreshed = True
-            except Unavailable as error:
-                failures += 1
-                if failures == ATTEMPTS:
-                    raise
-                await self._transport.pause(failures, error.retry_after)
-
-    async def _request(self, remote: RemoteFile, start: int, end: int, refresh: bool) -> tuple[bytes, int]:
-        credentials = await remote.credentials(refresh)
-        headers = {"Range": f"bytes={start}-{end - 1}"}
-        if remote.body is not None:
-            headers["Content-Type"] = "application/json"
-        async with self._transport.request(
-            "GET" if remote.body is None else "POST",
-            remote.url,
-            headers=headers,
-            credentials=credentials,
-            content=remote.body,
-        ) as reply:
-            if reply.status not in (200, 206):
-                raise reply.failure("the beginning of a file")
-            size = remote.size if remote.size is not None else reply.total
-            if size is None:
-                raise SourceError("the source does not say how long the file is")
-            skipped = start if reply.status == 200 else 0
-            data = await _take(reply, min(end, size) - start + skipped)
-            return data[skipped:], size
-
 
 async def with_memory(plan: Plan, listing: Listing, peeker: Peeker, measure: Measure) -> Plan:
     """The plan, and what the model takes in memory as far as that can be found out in a few seconds."""
@@ -193,18 +154,6 @@ async def _best(plan: Plan, listing: Listing, peeker: Peeker, measure: Measure) 
         if fits:
             return name
     return ""
-
-
-async def _take(reply: Reply, count: int) -> bytes:
-    """The first `count` bytes of a body; raises Unavailable when there are fewer."""
-    data = bytearray()
-    async for chunk in reply.chunks():
-        data += chunk
-        if len(data) >= count:
-            return bytes(data[:count])
-    if len(data) < count:
-        raise Unavailable("the connection ended early")
-    return bytes(data)
 
 
 @contextlib.contextmanager
