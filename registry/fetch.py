@@ -7,9 +7,7 @@ hub and no other download; called by the downloader.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -17,6 +15,7 @@ from registry.blobs import Blob, parse_digest
 from registry.errors import DigestMismatch, DiskFull, ObjectChanged, SourceError, Unauthorized, Unavailable
 from registry.locks import Lease
 from registry.partial import Hashes, Part, Partial, part_size
+from registry.ranges import google_md5
 from registry.remote import OnBytes, RemoteFile
 from registry.store import Store
 from registry.threads import in_thread
@@ -297,7 +296,7 @@ class Fetch:
             if reply.status not in (200, 206):
                 raise reply.failure(f"the file {url.partition('?')[0].rpartition('/')[2][:100]}")
             if self._remote.google_hash:
-                self._md5 = _google_md5(reply) or self._md5
+                self._md5 = google_md5(reply) or self._md5
             await use(reply)
 
     # proof
@@ -352,12 +351,6 @@ def _validator(reply: Reply) -> str:
     """What identifies the object in later requests: a strong ETag, else its date."""
     etag = reply.headers.get("etag", "")
     return etag if etag and not etag.startswith("W/") else reply.headers.get("last-modified", "")
-
-
-def _google_md5(reply: Reply) -> str:
-    """The MD5 (hex) of the whole object in `x-goog-hash: crc32c=...,md5=<base64>`, or ""."""
-    match = re.search(r"md5=([A-Za-z0-9+/]{22}==)", reply.headers.get("x-goog-hash", ""))
-    return base64.b64decode(match[1]).hex() if match else ""
 
 
 def _first(error: BaseException) -> BaseException:

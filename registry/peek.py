@@ -17,14 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelfiles.files import ModelFile
-from registry.errors import (
-    HeadersCut,
-    RegistryError,
-    UnsupportedFormat,
-)
+from registry.errors import HeadersCut, RegistryError, UnsupportedFormat
 from registry.locks import try_lock
 from registry.model import FILE_ROLES
 from registry.plan import Fit, Measure, Plan
+from registry.ranges import read_range
 from registry.remote import RemoteFile
 from registry.sources.base import Listing, SourceFile
 from registry.store import Store
@@ -37,7 +34,6 @@ OTHER_SHARD = 1 << 20
 """Bytes of every shard but the first: they have no vocabulary."""
 TEXT_LIMIT = 8 << 20
 FILES_LIMIT = 64
-ATTEMPTS = 3
 SECONDS = 20.0
 """What finding out may take: a pull must not wait longer for it."""
 CHOICES_TRIED = 4
@@ -116,8 +112,9 @@ class Peeker:
         have = len(known.data) if known else 0
         if known and have >= min(end, known.size):
             return known
-        data, size = await self._fetch(remote, have, end)
-        found = self._known[remote.key] = _Beginning((known.data if known else b"") + data, size)
+        piece = await read_range(self._transport, remote, have, end)
+        data = (known.data if known else b"") + piece.data
+        found = self._known[remote.key] = _Beginning(data, piece.size)
         return found
 
 
