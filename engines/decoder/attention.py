@@ -59,7 +59,8 @@ def attend_cache(
     (None: all), so that short contexts read less.
     """
     kernel = ops.lookup("attention", cache.keys.dtype.name, platform)
-    if kernel is not None and cache.key_scales is None and query.shape[-1] % KERNEL_HEAD_MULTIPLE == 0:
+    if kernel is not None and query.shape[-1] % KERNEL_HEAD_MULTIPLE == 0:
+        stored_scales = {"key_scales": cache.key_scales, "value_scales": cache.value_scales}
         attended: jax.Array = kernel(
             query,
             cache.keys,
@@ -69,17 +70,18 @@ def attend_cache(
             scale=scale,
             softcap=softcap,
             window=layer.window,
+            **({} if cache.key_scales is None else stored_scales),
         )
         return attended
     length = cache.length if layer.window else min(longest or cache.length, cache.length)
     newest = jnp.max(positions, axis=1)  # [B]
     key_positions = cell_positions(cache.length, newest)[:, :length]  # [B, S]
     keys, values = read(cache, slots, length)  # [B, K, S, H]
-    mask = _causal_mask(positions, key_positions, layer.window)
+    mask = causal_mask(positions, key_positions, layer.window)
     return attend(query, keys, values, mask, scale=scale, softcap=softcap)
 
 
-def _causal_mask(positions: jax.Array, key_positions: jax.Array, window: int) -> jax.Array:
+def causal_mask(positions: jax.Array, key_positions: jax.Array, window: int) -> jax.Array:
     """[B, T, S]: which keys each query sees; `window` counts the query's own position (0: no limit)."""
     distance = positions[:, :, None] - key_positions[:, None, :]
     seen = (distance >= 0) & (key_positions >= 0)[:, None, :]
@@ -102,7 +104,7 @@ def attend_batch(
         distance = jnp.abs(positions[:, :, None] - positions[:, None, :])
         mask = (positions >= 0)[:, None, :] & (distance < (layer.window or 1 << 30))
     else:
-        mask = _causal_mask(positions, positions, layer.window)
+        mask = causal_mask(positions, positions, layer.window)
     swapped = keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
     return attend(query, *swapped, mask, scale=scale, softcap=softcap)
 
@@ -132,16 +134,31 @@ def attend(
 
 def _scores(grouped: jax.Array, keys: jax.Array, mask: jax.Array, softcap: float | None) -> jax.Array:
     """Masked float32 scores [B, K, G, T, S]."""
-    narrow = grouped.astype(keys.dtype)
-    scores = jnp.einsum("bkgth,bksh->bkgts", narrow, keys, preferred_element_type=jnp.float32)
+    scores = _product(grouped, keys, 3)
     if softcap is not None:
         scores = jnp.tanh(scores / softcap) * softcap
     return jnp.where(mask[:, None, None], scores, MASKED)
 
 
 def _weighted(weights: jax.Array, values: jax.Array) -> jax.Array:
-    narrow = weights.astype(values.dtype)
-    return jnp.einsum("bkgts,bksh->bkgth", narrow, values, preferred_element_type=jnp.float32)
+    return _product(weights, values, 2)
+
+
+def _product(left: jax.Array, stored: jax.Array, contracted: int) -> jax.Array:
+    """left [B, K, G, T, x] times stored [B, K, S, H] over `contracted` (3: H, 2: S), in the stored precision.
+
+    Neither an einsum, which may swap the operands, nor several free dimensions on a side: XLA then wants the
+    stored operand transposed on a GPU, and with it the whole cache, in every step.
+    """
+    exact = jax.lax.Precision.HIGHEST if stored.dtype == jnp.float32 else None
+    product = jax.lax.dot_general(
+        left.astype(stored.dtype).reshape(*left.shape[:2], -1, left.shape[4]),
+        stored,
+        (((3,), (contracted,)), ((0, 1), (0, 1))),
+        precision=exact,
+        preferred_element_type=jnp.float32,
+    )
+    return product.reshape(*left.shape[:4], -1)
 
 
 def _attend_in_blocks(
