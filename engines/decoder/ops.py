@@ -11,7 +11,8 @@ Operations and their contracts (M rows of input, N outputs, K inputs):
     write    (cache [slots+1, kv_heads, length, head_dim], fresh float32 [B, T, kv_heads, head_dim], slots
               int32 [B], positions int32 [B, T]) -> the cache, updated in place where it is donated
     attention (query float32 [B, T, heads, head_dim], keys, values [slots+1, kv_heads, length, head_dim],
-              slots int32 [B], positions int32 [B, T], *, scale, softcap, window) -> like query
+              slots int32 [B], positions int32 [B, T], *, scale, softcap, window) -> like query;
+              registered for int8 it also gets key_scales, value_scales float32 [slots+1, kv_heads, length]
 
 `pack` and `rows` are optional: without `pack` the kernel gets the file's own rows, without `rows` the
 table keeps the file's layout and is unpacked by XLA.

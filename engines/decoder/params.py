@@ -246,10 +246,29 @@ KERNEL_TYPES: dict[str, str] = {
 """Storage types the C++ kernels multiply on a CPU, and what each is packed as; others become float32."""
 
 
+GPU_BLOCK_BYTES: dict[str, int] = {
+    "Q5_0": 34,
+    "IQ4_NL": 34,
+    "Q5_1": 36,
+    "Q2_K": 256 + 2 * 16 + 4,
+    "Q3_K": 256 + 16 + 2,
+    "Q4_K": 128 + 2 * 8 + 4,
+    "Q5_K": 256 + 2 * 8 + 4,
+    "Q6_K": 256 + 16 + 2,
+}
+"""Bytes of a block as a GPU holds it (`gpu.packing`), where that is not what the file has."""
+
+GPU_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4", *GPU_BLOCK_BYTES)
+"""Storage types a GPU holds as they are or packed; others become bfloat16."""
+
+
 def held_bytes(shape: Sequence[int], block_type: str, device: Device, kernels: bool = True) -> int:
     """Bytes a matrix of a storage type takes on a device, once loaded."""
     if device == "gpu":
-        return stored_bytes(shape, block_type)
+        size = BLOCKS[block_type][1]
+        if block_type not in GPU_TYPES:
+            return stored_bytes(shape, "BF16")
+        return stored_bytes(shape, block_type) // size * GPU_BLOCK_BYTES.get(block_type, size)
     packed = KERNEL_TYPES.get(block_type) if kernels else None
     return stored_bytes(shape, packed or "F32")
 

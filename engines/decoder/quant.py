@@ -87,8 +87,14 @@ def _rows_product(x: jax.Array, matrix: QuantizedMatrix) -> jax.Array:
     weights = matrix.data[0]
     if weights.dtype == jnp.float16:
         weights = weights.astype(jnp.float32)  # activations may exceed float16; TF32 keeps its ten bits
-    narrow = x.astype(weights.dtype)
-    return jax.lax.dot_general(narrow, weights, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    exact = jax.lax.Precision.HIGHEST if matrix.block_type == "F32" else None
+    return jax.lax.dot_general(
+        x.astype(weights.dtype),
+        weights,
+        (((1,), (1,)), ((), ())),
+        precision=exact,
+        preferred_element_type=jnp.float32,
+    )
 
 
 def _blocks_product(x: jax.Array, matrix: QuantizedMatrix) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 from engines.decoder import native, ops
 from engines.decoder.blocks import dequantize
 from engines.decoder.config import DecoderConfig
+from engines.decoder.gpu import forms
 from engines.decoder.params import ParamSpec, param_specs
 from engines.decoder.quant import Platform, QuantizedMatrix, place, place_stack, platform_of
 from engines.decoder.weights import Progress
@@ -56,8 +57,7 @@ def load_model(
     headers = read_headers(files)
     target = device or jax.devices()[0]
     platform = platform or platform_of(target)
-    if platform == "cpu":
-        native.register_all()
+    (native if platform == "cpu" else forms).register_all()
     specs = param_specs(headers.config)
     total = sum(tensor.nbytes for tensor in headers.used.values())
     placed: dict[str, Any] = {}
