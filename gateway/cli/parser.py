@@ -102,6 +102,19 @@ def _check(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def _train(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument(
+        "--images", metavar="FOLDER", required=True, help="a folder with one folder of images for each label"
+    )
+    parser.add_argument("--epochs", metavar="N", type=int, default=30, help="times each image is seen (30)")
+    parser.add_argument("--side", metavar="N", type=int, default=32, help="pixels images are scaled to (32)")
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="another one trains another model (0)"
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="write the model here instead of creating it")
+
+
 def _doctor(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
@@ -157,6 +170,8 @@ COMMANDS = (
     Command("doctor", "Check this machine and say what to fix", "doctor:doctor", "gemmule doctor", _doctor),
     Command("check", "Load a model and see whether it makes sense of plain text", "check:check",
             "gemmule check bud", _check),
+    Command("train", "Make an image classifier from folders of images", "train:train",
+            "gemmule train pets --images ./photos", _train),
     Command("fsck", "Read every byte of every model and say what is damaged", "store:fsck",
             "gemmule fsck --repair", _fsck),
     Command("prune", "Remove what no model uses, and partial downloads", "store:prune",
