@@ -11,10 +11,12 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.blobs import Blob
-from registry.errors import DigestMismatch
+from registry.blobs import Blob, Digest, parse_digest
+from registry.errors import DigestMismatch, Unavailable
 from registry.fetch import Fetch
 from registry.locks import Lease
+from registry.partial import Hashes
+from registry.ranges import read_range
 from registry.remote import OnBytes, RemoteFile
 from registry.store import Store
 from registry.threads import in_thread
@@ -50,10 +52,10 @@ class Downloader:
                 await in_thread(self._store.blobs.adopt, remote.sha256, size)
                 on_bytes(size, size)
                 return Blob(remote.sha256, size, True)
-            copied = await in_thread(self._take_copy, remote, lease)
-            if copied is not None:
-                on_bytes(copied.size, copied.size)
-                return copied
+        copied = await self._copied(remote, lease)
+        if copied is not None:
+            on_bytes(copied.size, copied.size)
+            return copied
         shared = self._running.get(remote.key) or self._start(remote)
         shared.watchers.append(on_bytes)
         try:
@@ -65,18 +67,38 @@ class Downloader:
             if not shared.watchers:
                 await self._stop(remote.key, shared)
 
-    def at_hand(self, remote: RemoteFile) -> bool:
-        """Whether nothing has to be fetched for this file, as far as names and sizes tell."""
-        if remote.sha256 and self._store.blobs.exists(remote.sha256, remote.size):
+    def at_hand(self, remote: RemoteFile, size: int | None) -> bool:
+        """Whether nothing has to be fetched for a file of this size, as far as names and sizes tell."""
+        if remote.sha256 and self._store.blobs.exists(remote.sha256, size):
             return True
-        return any(_size_of(path) == remote.size for path in remote.copies)
+        return any(_size_of(path) == size for path in remote.copies)
 
-    def _take_copy(self, remote: RemoteFile, lease: Lease) -> Blob | None:
-        """Links the file from another program's cache, where one holds exactly these bytes."""
-        for path in remote.copies:
+    async def _copied(self, remote: RemoteFile, lease: Lease) -> Blob | None:
+        """The file from another program's cache, where one holds exactly these bytes."""
+        copies = [path for path in remote.copies if _size_of(path) >= 0]
+        if not copies:
+            return None
+        if remote.sha256 is not None:
+            return await in_thread(self._link, copies, remote.size, remote.sha256, "", lease)
+        if not remote.google_hash:
+            return None
+        try:
+            first = await read_range(self._transport, remote, 0, 1)
+        except Unavailable:
+            return None  # the download tries longer
+        if not first.md5:
+            return None
+        return await in_thread(self._link, copies, first.size, None, first.md5, lease)
+
+    def _link(
+        self, copies: list[Path], size: int | None, sha256: Digest | None, md5: str, lease: Lease
+    ) -> Blob | None:
+        """A link to the first that has the size and hashes to what is given of `sha256` and `md5`."""
+        for path in copies:
             with contextlib.suppress(OSError, DigestMismatch):
-                if _size_of(path) == remote.size:
-                    return self._store.blobs.put_file(path, remote.sha256, link=True, lease=lease)
+                if _size_of(path) == size:
+                    proved = sha256 or _proved_by_md5(path, md5)
+                    return self._store.blobs.put_file(path, proved, link=True, lease=lease)
         return None
 
     def _start(self, remote: RemoteFile) -> _Shared:
@@ -98,6 +120,16 @@ class Downloader:
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await shared.task
         shared.lease.close()
+
+
+def _proved_by_md5(path: Path, md5: str) -> Digest:
+    """The SHA-256 of a file whose MD5 is this; raises DigestMismatch when it is another."""
+    with path.open("rb") as file:
+        hashes = Hashes(0, md5=True)
+        hashes.advance(file.fileno(), path.stat().st_size)
+    if hashes.md5() != md5:
+        raise DigestMismatch(f"md5:{md5}", f"md5:{hashes.md5()}")
+    return parse_digest(f"sha256:{hashes.sha256()}")
 
 
 def _size_of(path: Path) -> int:

@@ -128,7 +128,7 @@ class Puller:
         return sum(
             (file.size or 0) - recorded(self._store.blobs.staging, file.remote.key, file.remote.identity)
             for file in listing.files
-            if not self._downloader.at_hand(file.remote)
+            if not self._downloader.at_hand(file.remote, file.size)
         )
 
     async def _resolve(self, reference: Reference) -> Listing:

@@ -38,7 +38,8 @@ class RemoteFile:
     google_hash: bool = False
     """Whether the answer carries an MD5 in `x-goog-hash`, which then is proved."""
     copies: tuple[Path, ...] = ()
-    """Where another program may already keep this file; used only when the digest proves it."""
+    """Where another program may already keep this file; used only when a digest proves it: the SHA-256, else
+    the MD5 that the source tells when asked for the first byte."""
 
     @property
     def key(self) -> str:

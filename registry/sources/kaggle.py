@@ -26,6 +26,7 @@ DEFAULT_ENDPOINT = "https://api.kaggle.com"
 SERVICE = "v1/models.ModelApiService"
 FILES_ONE_BY_ONE = 200
 """Above this many files the archive of the whole version is fetched instead."""
+ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 _PAGE = 100
 _FRAMEWORKS = {
     "tensorflow1": "TENSOR_FLOW_1", "tensorflow2": "TENSOR_FLOW_2", "tflite": "TF_LITE", "tfjs": "TF_JS",
@@ -57,37 +58,52 @@ class KaggleSource:
                 raise SourceError(f"{self.endpoint} answered without a version of {reference.address}")
             version = str(newest)
         versioned = handle | {"versionNumber": int(version)}
-        names = await self._names(versioned, reference)
+        listed = await self._names(versioned, reference)
         where = f"kaggle://{reference.address}/{version}"
-        if names is None or (len(names) == 1 and re.search(r"\.(tar\.gz|tgz|tar|zip)$", names[0])):
-            path = names[0] if names else None
-            return Listing((SourceFile(self._remote(versioned, path, where), "archive"),))
-        files = []
-        kinds = kinds_of_names(names, reference.address)
+        if listed is None:
+            return Listing((SourceFile(self._remote(versioned, None, where), "archive"),))
+        only = next(iter(listed)) if len(listed) == 1 else ""
+        if only.endswith(ARCHIVES):
+            remote = self._remote(versioned, only, where)
+            return Listing((SourceFile(remote, "archive", expected=listed[only]),))
+        cached = self._cached(reference.address, version)
+        kinds = kinds_of_names(list(listed), reference.address)
         single = sum(kind == "model" for kind, _ in kinds) == 1
+        files = []
         for kind, name in kinds:
+            remote = self._remote(versioned, name, where, tuple(folder / name for folder in cached))
             shown = None if single and name.endswith(".gguf") else name
-            files.append(SourceFile(self._remote(versioned, name, where), kind, shown))
+            files.append(SourceFile(remote, kind, shown, listed[name]))
         return Listing(tuple(files))
 
-    async def _names(self, handle: Mapping[str, Any], reference: Reference) -> list[str] | None:
-        """The files by name, or None when there are too many to fetch one by one."""
-        names: list[str] = []
+    def _cached(self, address: str, version: str) -> list[Path]:
+        """The folder in which Kaggle's own client keeps this version, where it has brought it whole."""
+        home = Path(self._settings.environment.get("HOME") or "~").expanduser()
+        cache = Path(self._settings.variable("KAGGLEHUB_CACHE") or home / ".cache" / "kagglehub")
+        folder = cache / "models" / address / version
+        return [folder] if folder.with_name(f"{version}.complete").exists() else []
+
+    async def _names(self, handle: Mapping[str, Any], reference: Reference) -> dict[str, int | None] | None:
+        """The files by name, with their bytes where these are told; None when there are too many to fetch one
+        by one."""
+        names: dict[str, int | None] = {}
         token = ""
         while len(names) <= FILES_ONE_BY_ONE:
             asked = {**handle, "pageSize": _PAGE, **({"pageToken": token} if token else {})}
             answer = await self._call("ListModelInstanceVersionFiles", asked, reference)
             found = answer.get("files") or []
             try:
-                names += [safe_relative(str(item["name"])) for item in found]
-            except (KeyError, TypeError, InvalidManifest) as error:
+                names |= {safe_relative(str(item["name"])): _size(item.get("size")) for item in found}
+            except (KeyError, TypeError, AttributeError, InvalidManifest) as error:
                 raise SourceError(f"{self.endpoint} lists a file with a strange name") from error
             token = str(answer.get("nextPageToken") or "")
             if not token or not found:
                 break
         return names if len(names) <= FILES_ONE_BY_ONE else None
 
-    def _remote(self, handle: Mapping[str, Any], path: str | None, where: str) -> RemoteFile:
+    def _remote(
+        self, handle: Mapping[str, Any], path: str | None, where: str, copies: tuple[Path, ...] = ()
+    ) -> RemoteFile:
         asked = {**handle, **({"path": path} if path else {})}
         return RemoteFile(
             url=f"{self.endpoint}/{SERVICE}/DownloadModelInstanceVersion",
@@ -95,6 +111,7 @@ class KaggleSource:
             body=msgspec.json.encode(asked),
             credentials=self.credentials,
             google_hash=True,
+            copies=copies,
         )
 
     async def _call(self, method: str, body: Mapping[str, Any], reference: Reference) -> dict[str, Any]:
@@ -139,6 +156,11 @@ class KaggleSource:
         if reply.status == 404:
             return NotFound(f"Kaggle has no model {reference.address}; see {page}")
         return reply.failure(reference.address)
+
+
+def _size(told: Any) -> int | None:
+    """Bytes, as a number or, as large numbers travel in this API, as text."""
+    return int(told) if isinstance(told, int | str) and re.fullmatch(r"[0-9]{1,18}", str(told)) else None
 
 
 def _handle(reference: Reference) -> dict[str, Any]:

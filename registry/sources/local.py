@@ -119,7 +119,7 @@ def classify(files: Mapping[str, Path], shown: str) -> list[Part]:
     if len(files) == 1:
         ((name, path),) = files.items()
         if first_bytes(path).startswith(b"GGUF"):
-            return [Part("model", None, path, path.is_symlink())]
+            return [Part("model", None, path, _is_cached(path))]
         if not name.endswith(".safetensors"):
             raise _unsupported(name)
     kinds = kinds_of_names(list(files), shown)
@@ -132,10 +132,20 @@ def classify(files: Mapping[str, Path], shown: str) -> list[Part]:
             kind,
             None if single and name.lower().endswith(".gguf") else name,
             files[name],
-            files[name].is_symlink(),
+            _is_cached(files[name]),
         )
         for kind, name in kinds
     ]
+
+
+def _is_cached(path: Path) -> bool:
+    """Whether a hub's own client keeps the file: Hugging Face's shows links, Kaggle's marks whole versions."""
+    if path.is_symlink():
+        return True
+    return any(
+        folder.name.isdecimal() and folder.with_name(f"{folder.name}.complete").exists()
+        for folder in path.parents
+    )
 
 
 def _safetensors(names: Sequence[str]) -> list[str]:

@@ -187,6 +187,23 @@ def test_a_hub_caches_snapshot_is_linked_not_copied(store: Store, tmp_path: Path
     assert Path(model.files[0].path).samefile(cache / "blobs" / "mod")
 
 
+def test_a_version_in_kaggles_own_cache_is_linked(store: Store, tmp_path: Path) -> None:
+    version = tmp_path / "kagglehub" / "models" / "google" / "gemma" / "flax" / "2b-it" / "3"
+    tree = {"2b-it/_METADATA": b"{}", "2b-it/checkpoint": b"c" * 500, "tokenizer.model": b"t"}
+    for name, data in tree.items():
+        (version / name).parent.mkdir(parents=True, exist_ok=True)
+        (version / name).write_bytes(data)
+    (version.parent / "3.complete").touch()
+    model, _ = make(store, "gemma", f"FROM {version}", tmp_path)
+    assert all(Path(file.path).samefile(version / file.name) for file in model.files)
+    (version.parent / "3.complete").unlink()
+    (version / "tokenizer.model").unlink()
+    (version / "tokenizer.model").write_bytes(b"other")
+    model, _ = make(store, "gemma", f"FROM {version}", tmp_path)
+    files = {file.name: Path(file.path) for file in model.files}
+    assert not files["tokenizer.model"].samefile(version / "tokenizer.model")
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [

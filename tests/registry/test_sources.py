@@ -17,6 +17,7 @@ from registry.errors import (
     Unavailable,
     UnsupportedFormat,
 )
+from registry.plan import Plan
 from registry.store import Store
 from tests.registry.conftest import gguf_bytes, safetensors_bytes
 from tests.registry.fakehub import COMMIT, FakeHub, Fault
@@ -158,6 +159,55 @@ def test_a_tree_from_kaggle_file_by_file(store: Store, hub: FakeHub) -> None:
     assert {file.name: Path(file.path).read_bytes() for file in model.files} == TREE
     assert [file.name for file in model.files if file.role == "tokenizer"] == ["tokenizer.model"]
     clean(store)
+
+
+def keep_in_kaggles_cache(home: Path, version: int, complete: bool = True) -> Path:
+    """The tree as Kaggle's own client leaves it."""
+    folder = home / ".cache" / "kagglehub" / "models" / HANDLE / str(version)
+    for name, data in TREE.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    if complete:
+        folder.with_name(f"{version}.complete").touch()
+    return folder
+
+
+def test_what_kaggles_own_cache_holds_is_linked(store: Store, hub: FakeHub, tmp_path: Path) -> None:
+    hub.kaggle[HANDLE] = {3: TREE}
+    folder = keep_in_kaggles_cache(tmp_path, 3)
+    (folder / "tokenizer.model").write_bytes(b"\x0axxx")  # as long, but not what Kaggle has
+    (folder / "2b-it/d/0").unlink()
+    environment = {"HOME": str(tmp_path)}
+
+    async def plan() -> Plan:
+        async with puller(store, hub, environment=environment) as made:
+            return await made.plan(f"kaggle://{HANDLE}")
+
+    assert asyncio.run(plan()).download_bytes == len(TREE["2b-it/d/0"])
+    pull(store, hub, f"kaggle://{HANDLE}", environment=environment)
+    (model,) = store.list()
+    files = {file.name: Path(file.path) for file in model.files}
+    assert {name: path.read_bytes() for name, path in files.items()} == TREE
+    kept = {name: folder / name for name in files if (folder / name).exists()}
+    linked = {name for name, path in kept.items() if files[name].samefile(path)}
+    assert linked == {"2b-it/_METADATA", "2b-it/checkpoint"}
+    clean(store)
+
+
+@pytest.mark.parametrize("broken", ["unfinished", "no md5", "another version"])
+def test_a_cache_that_proves_nothing_is_not_used(
+    store: Store, hub: FakeHub, tmp_path: Path, broken: str
+) -> None:
+    hub.kaggle[HANDLE] = {3: TREE}
+    folder = keep_in_kaggles_cache(
+        tmp_path, 2 if broken == "another version" else 3, complete=broken != "unfinished"
+    )
+    if broken == "no md5":
+        hub.always["/cdn/"] = Fault(headers={"x-goog-hash": "crc32c=AAAAAA=="})
+    pull(store, hub, f"kaggle://{HANDLE}", environment={"HOME": str(tmp_path)})
+    (model,) = store.list()
+    assert {file.name: Path(file.path).read_bytes() for file in model.files} == TREE
+    assert not any(Path(file.path).samefile(folder / file.name) for file in model.files)
 
 
 def test_a_tree_of_many_files_comes_as_an_archive(store: Store, hub: FakeHub) -> None:
