@@ -97,7 +97,7 @@ class Attachment:
 class GenerateRequest:
     """One sequence to continue. `top_logprobs` -1 asks for none, 0 for the chosen token's only.
 
-    `adapter` names a LoRA slot given at load; `cache_salt` keeps prefix caches of different owners apart.
+    `adapter` names a LoRA adapter that lies in a slot; `cache_salt` keeps the prefix caches of owners apart.
     `script` is read by the scripted engine alone: what to emit, when to wait, how to fail.
     """
 
@@ -189,8 +189,38 @@ class AdapterFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterRoom:
+    """Room beside a base for `slots` LoRA adapters of at most `rank`, on these `parts` of every layer."""
+
+    slots: int
+    rank: int
+    parts: tuple[str, ...]
+
+    def holds(self, other: AdapterRoom) -> bool:
+        """Whether what fits a slot of `other` fits a slot of this."""
+        return self.rank >= other.rank and set(self.parts) >= set(other.parts)
+
+    def joined(self, other: AdapterRoom) -> AdapterRoom:
+        """Room for what fits either."""
+        parts = tuple(sorted({*self.parts, *other.parts}))
+        return AdapterRoom(max(self.slots, other.slots), max(self.rank, other.rank), parts)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptRequest:
+    """Puts an adapter into a slot, counted from 1, in place of what was there; answered by ACCEPTED."""
+
+    request_id: int
+    slot: int
+    adapter: AdapterFiles
+
+
+@dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """Everything a runner is told before it serves. `device` is `cpu` or `gpu`; `memory_bytes` its budget."""
+    """Everything a runner is told before it serves. `device` is `cpu` or `gpu`; `memory_bytes` its budget.
+
+    `adapter_room` is kept free for adapters that come later; None: there will be none.
+    """
 
     files: tuple[ModelFile, ...]
     limits: Limits
@@ -198,7 +228,7 @@ class LoadRequest:
     device_index: int = 0
     memory_bytes: int = 0
     threads: int = 0
-    adapters: tuple[AdapterFiles, ...] = ()
+    adapter_room: AdapterRoom | None = None
     compile_cache: str | None = None
     kv_type: Literal["bf16", "f32", "int8"] | None = None
 

@@ -16,6 +16,8 @@ from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from engines.base import (
+    AdapterFiles,
+    AdaptRequest,
     EncodeOutput,
     EncodeRequest,
     EngineError,
@@ -67,6 +69,7 @@ class RunnerClient:
         self._link = _Link(self)
         self._inboxes: dict[int, Inbox] = {}
         self._embeddings: dict[int, asyncio.Future[EncodeOutput]] = {}
+        self._adapting: dict[int, asyncio.Future[None]] = {}
         self._questions: deque[asyncio.Future[RunnerStatus]] = deque()
         self._images: deque[asyncio.Future[str]] = deque()
         self._loaded: asyncio.Future[Ready] = loop.create_future()
@@ -160,6 +163,17 @@ class RunnerClient:
             for output, request in zip(outputs, requests, strict=True)
         ]
 
+    async def adapt(self, slot: int, adapter: AdapterFiles) -> None:
+        """Puts an adapter into a slot that no request uses; raises `LoadFailed` or `InvalidRequest`."""
+        self._check_alive()
+        wire_id = next(self._ids)
+        placed = self._adapting[wire_id] = asyncio.get_running_loop().create_future()
+        self._send(FrameType.ADAPT, AdaptRequest(wire_id, slot, adapter))
+        try:
+            await placed
+        finally:
+            self._adapting.pop(wire_id, None)
+
     async def classify(self, image: bytes) -> str:
         """The label of a 3072-byte image."""
         self._send(FrameType.CLASSIFY, image)
@@ -209,8 +223,8 @@ class RunnerClient:
                 for output in value:
                     self._on_output(output)
             case FrameType.ACCEPTED:
-                if (inbox := self._inboxes.get(value)) and not inbox.accepted.done():
-                    inbox.accepted.set_result(None)
+                inbox = self._inboxes.get(value)
+                _resolve(inbox.accepted if inbox else self._adapting.get(value), None)
             case FrameType.ERROR:
                 self._on_error(value)
             case FrameType.EMBEDDED:
@@ -245,6 +259,7 @@ class RunnerClient:
             if (inbox := self._inboxes.pop(report.request_id, None)) is not None:
                 inbox.fail(error)
             _reject(self._embeddings.pop(report.request_id, None), error)
+            _reject(self._adapting.get(report.request_id), error)
         elif report.answers == FrameType.LOAD:
             _reject(self._loaded, error)
         elif report.answers == FrameType.CLASSIFY and self._images:
@@ -269,7 +284,12 @@ class RunnerClient:
         for inbox in list(self._inboxes.values()):
             inbox.fail(error)
         self._inboxes.clear()
-        waiting: list[asyncio.Future[Any]] = [*self._embeddings.values(), *self._questions, *self._images]
+        waiting: list[asyncio.Future[Any]] = [
+            *self._embeddings.values(),
+            *self._adapting.values(),
+            *self._questions,
+            *self._images,
+        ]
         for future in waiting:
             _reject(future, error)
         _reject(self._loaded, LoadFailed(self._obituary()))

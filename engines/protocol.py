@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from engines.base import (
+    AdaptRequest,
     EncodeOutput,
     EncodeRequest,
     EngineError,
@@ -59,6 +60,7 @@ class FrameType(IntEnum):
     EMBED = 9
     EMBEDDED = 10
     INFO = 11
+    ADAPT = 12
     ERROR = 0xFF
 
 
@@ -106,6 +108,7 @@ BODY_TYPES: dict[FrameType, Any] = {
     FrameType.EMBED: list[EncodeRequest],
     FrameType.EMBEDDED: list[EncodeOutput],
     FrameType.INFO: RunnerStatus | None,
+    FrameType.ADAPT: AdaptRequest,
     FrameType.ERROR: ErrorReport,
 }
 """The value inside each msgpack body. ACCEPTED and CANCEL carry a request id; a question INFO carries nil."""

@@ -21,7 +21,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from engines.base import EngineError, GenerateRequest, InvalidRequest, LoadFailed, LoadRequest
+from engines.base import (
+    AdaptRequest,
+    EngineError,
+    GenerateRequest,
+    InvalidRequest,
+    LoadFailed,
+    LoadRequest,
+)
 from engines.process import die_with_parent
 from engines.protocol import (
     ErrorReport,
@@ -35,6 +42,8 @@ from engines.protocol import (
     report_error,
 )
 from engines.serving import (
+    Adapt,
+    AdaptableEngine,
     Cancel,
     Classify,
     Command,
@@ -186,6 +195,8 @@ class Runner(asyncio.Protocol):
                 self._load(value)
             case FrameType.GENERATE:
                 self._generate(value)
+            case FrameType.ADAPT:
+                self._adapt(value)
             case FrameType.CANCEL:
                 self._preparing.discard(value)
                 self._commands.put(Cancel(value))
@@ -218,22 +229,43 @@ class Runner(asyncio.Protocol):
         if request.grammar is None or self._engine is None:
             self._command(Submit(request))
             return
-        self._preparing.add(request.request_id)
-        task = self._loop.run_in_executor(self._preparers, self._engine.prepare, request)
-        task.add_done_callback(lambda done: self._on_prepared(request, done))
+        engine = self._engine
+        self._prepare(
+            request.request_id, lambda: engine.prepare(request), lambda found: Submit(request, found)
+        )
 
-    def _on_prepared(self, request: GenerateRequest, done: asyncio.Future[object]) -> None:
-        wanted = request.request_id in self._preparing
-        self._preparing.discard(request.request_id)
+    def _adapt(self, request: AdaptRequest) -> None:
+        engine: object = self._engine
+        if not isinstance(engine, AdaptableEngine):
+            raise InvalidRequest("nothing that takes adapters is loaded here")
+        self._prepare(
+            request.request_id,
+            lambda: engine.read_adapter(request.adapter),
+            lambda found: Adapt(request, found),
+        )
+
+    def _prepare(
+        self, request_id: int, work: Callable[[], object], command: Callable[[object], Command]
+    ) -> None:
+        """Does the slow part of a request in a thread, then hands `command` of its result to the engine."""
+        self._preparing.add(request_id)
+        task = self._loop.run_in_executor(self._preparers, work)
+        task.add_done_callback(lambda done: self._on_prepared(request_id, command, done))
+
+    def _on_prepared(
+        self, request_id: int, command: Callable[[object], Command], done: asyncio.Future[object]
+    ) -> None:
+        wanted = request_id in self._preparing
+        self._preparing.discard(request_id)
         error = done.exception()
         if not wanted:
             return
         if error is None:
-            self._commands.put(Submit(request, done.result()))
+            self._commands.put(command(done.result()))
         elif isinstance(error, EngineError):
-            self._send(FrameType.ERROR, report_error(error, request_id=request.request_id))
+            self._send(FrameType.ERROR, report_error(error, request_id=request_id))
         else:
-            report = ErrorReport(EngineError.code, f"{type(error).__name__}: {error}", request.request_id)
+            report = ErrorReport(EngineError.code, f"{type(error).__name__}: {error}", request_id)
             self._send(FrameType.ERROR, report)
 
 

@@ -26,6 +26,8 @@ from typing import Literal
 import msgspec
 
 from engines.base import (
+    AdapterFiles,
+    AdaptRequest,
     EncodeOutput,
     EncodeRequest,
     EngineError,
@@ -185,6 +187,7 @@ class ScriptedEngine:
         self._waiting: deque[_Sequence] = deque()
         self._cancelled: list[_Sequence] = []
         self._embeddings: list[EncodeRequest] = []
+        self._adapters: dict[int, str] = {}
         self._generated = 0
         self._prompted = 0
 
@@ -204,8 +207,16 @@ class ScriptedEngine:
     def prepare(self, request: GenerateRequest) -> object:
         return None  # a script obeys no grammar
 
+    def read_adapter(self, adapter: AdapterFiles) -> object:
+        return None  # it changes nothing, but requests may only name one that lies in a slot
+
+    def adapt(self, request: AdaptRequest, prepared: object) -> None:
+        self._adapters[request.slot] = request.adapter.name
+
     def submit(self, request: GenerateRequest, prepared: object | None) -> None:
         self._check_length(request.prompt_token_ids)
+        if request.adapter is not None and request.adapter not in self._adapters.values():
+            raise InvalidRequest(f"no adapter {request.adapter} is loaded here")
         script = (
             echo_script(request.prompt_token_ids) if request.script is None else parse_script(request.script)
         )

@@ -12,9 +12,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, cast, runtime_checkable
 
 from engines.base import (
+    AdapterFiles,
+    AdaptRequest,
     EncodeOutput,
     EncodeRequest,
     EngineError,
@@ -77,10 +79,29 @@ class ServedEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class AdaptableEngine(Protocol):
+    """What an engine with LoRA slots offers besides. Only `read_adapter` is called from other threads."""
+
+    def read_adapter(self, adapter: AdapterFiles) -> object:
+        """The slow part of placing an adapter, from any thread; the result is handed to `adapt`."""
+        ...
+
+    def adapt(self, request: AdaptRequest, prepared: object) -> None:
+        """Puts an adapter into a slot that no running request uses; raises `InvalidRequest`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Submit:
     request: GenerateRequest
     prepared: object | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapt:
+    request: AdaptRequest
+    prepared: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +124,7 @@ class Info:
     pass
 
 
-Command = Submit | Embed | Classify | Cancel | Info
+Command = Submit | Adapt | Embed | Classify | Cancel | Info
 
 
 class EngineLoop:
@@ -161,7 +182,10 @@ class EngineLoop:
     def _handle(self, command: Command) -> None:
         match command:
             case Submit(request, prepared):
-                self._submit(request, prepared)
+                self._take_over(request.request_id, lambda: self._engine.submit(request, prepared))
+            case Adapt(wanted, filling):
+                engine = cast("AdaptableEngine", self._engine)
+                self._take_over(wanted.request_id, lambda: engine.adapt(wanted, filling))
             case Embed(requests):
                 for each in requests:
                     self._submit_embedding(each)
@@ -172,13 +196,13 @@ class EngineLoop:
             case Info():
                 self._post(FrameType.INFO, self._engine.status())
 
-    def _submit(self, request: GenerateRequest, prepared: object | None) -> None:
+    def _take_over(self, request_id: int, work: Callable[[], None]) -> None:
         try:
-            self._engine.submit(request, prepared)
+            work()
         except EngineError as error:
-            self._post(FrameType.ERROR, report_error(error, request_id=request.request_id))
+            self._post(FrameType.ERROR, report_error(error, request_id=request_id))
         else:
-            self._post(FrameType.ACCEPTED, request.request_id)
+            self._post(FrameType.ACCEPTED, request_id)
 
     def _submit_embedding(self, request: EncodeRequest) -> None:
         try:

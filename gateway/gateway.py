@@ -129,7 +129,7 @@ class Gateway:
 
     async def _start_runner(self, plan: LoadPlan, on_progress: Callable[[LoadProgress], None]) -> Runner:
         """As `start_runner`; the files stay on disk for as long as the runner lives."""
-        files = [*plan.load.files, *(file for adapter in plan.load.adapters for file in adapter.files)]
+        files = plan.load.files
         lease = await asyncio.to_thread(hold, self.store, files)
         try:
             runner = await start_runner(plan, on_progress, silence=self.settings.load_timeout)

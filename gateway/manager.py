@@ -13,13 +13,10 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from engines.base import (
-    LoadProgress,
-    OutOfMemory,
-    RunnerDied,
-)
+from engines.base import AdapterFiles, LoadProgress, OutOfMemory, RunnerDied
+from gateway.adapter_slots import AdapterSlots
 from gateway.errors import Overloaded, ShuttingDown
-from gateway.residency import FOREVER, Entry, Failures, Loaded, LoadPlan, Runner, StartRunner
+from gateway.residency import FOREVER, Entry, Failures, Hold, Loaded, LoadPlan, Runner, StartRunner, Use
 
 FIRST_BACK_OFF = 1.0
 LONGEST_BACK_OFF = 60.0
@@ -30,21 +27,17 @@ log = logging.getLogger("gemmule.manager")
 class Lease:
     """The right to use a runner; give it back with `release`, or use it as a context manager."""
 
-    def __init__(
-        self, manager: ModelManager, entry: Entry, runner: Runner, load_ns: int, weight: int
-    ) -> None:
+    def __init__(self, manager: ModelManager, hold: Hold, runner: Runner, load_ns: int) -> None:
         self._manager = manager
-        self._entry: Entry | None = entry
-        self._weight = weight
+        self._hold: Hold | None = hold
         self.runner = runner
         self.load_ns = load_ns
-        self.key = entry.plan.key
 
     def release(self, error: BaseException | None = None) -> None:
         """Gives the lease back, once; `error` tells the manager that the runner died meanwhile."""
-        if self._entry is not None:
-            entry, self._entry = self._entry, None
-            self._manager._release(entry, self._weight, error)
+        if self._hold is not None:
+            hold, self._hold = self._hold, None
+            self._manager._release(hold, error)
 
     @property
     def cancelled(self) -> bool:
@@ -89,7 +82,7 @@ class ModelManager:
     # -- leasing --------------------------------------------------------------------------------------
 
     async def lease(self, plan: LoadPlan, weight: int = 1) -> Lease:
-        """A lease on a runner for `plan`, loading it first if need be.
+        """A lease on a runner for `plan` with its adapter in a slot, loading what is not there.
 
         `weight` is the number of sequences the caller will run. Raises `Overloaded` when the queue is full or
         the runner keeps dying, `OutOfMemory` when the budget can never hold it, and whatever
@@ -111,28 +104,59 @@ class ModelManager:
     async def _join(self, entry: Entry, plan: LoadPlan, weight: int, started: float) -> Lease:
         if entry.users + weight > entry.slots + self._max_queue:
             raise Overloaded(f"{self._max_queue} requests already wait for {plan.name}, please try again")
-        entry.users += weight
-        entry.names[plan.name] = None
+        hold = self._hold(entry, plan, weight)
         try:
             runner = entry.runner
             if runner is None:
                 runner = await asyncio.shield(entry.loading)
+            if plan.adapter is not None:
+                await self._place(hold, runner, plan.adapter)
         except BaseException as error:
-            self._release(entry, weight, None)
+            self._release(hold, error)
             if isinstance(error, asyncio.CancelledError) and entry.loading.cancelled():
                 raise ShuttingDown from None  # the load was given up, not the caller
             raise
-        entry.keep_alive = plan.keep_alive
-        return Lease(self, entry, runner, int((self._clock() - started) * 1e9), weight)
+        return Lease(self, hold, runner, int((self._clock() - started) * 1e9))
+
+    def _hold(self, entry: Entry, plan: LoadPlan, weight: int) -> Hold:
+        use = entry.uses.setdefault(plan.name, Use(plan.adapter_bytes, plan.keep_alive, self._clock()))
+        use.keep_alive = plan.keep_alive
+        use.users += weight
+        return Hold(entry, use, weight)
+
+    async def _place(self, hold: Hold, runner: Runner, adapter: AdapterFiles) -> None:
+        """Has the adapter in a slot, which the hold keeps; waits while all slots are in use."""
+        adapters = hold.entry.adapters
+        while (slot := adapters.take(adapter.name)) is None:
+            await self._changed()
+            if self._closed:
+                raise ShuttingDown
+            if hold.entry.state != "ready":
+                raise RunnerDied("its process ended")
+        hold.slot = slot
+        if slot.placing is None:
+
+            def placed(done: asyncio.Future[None]) -> None:
+                if done.cancelled() or done.exception() is not None:
+                    adapters.empty(slot)
+
+            slot.placing = asyncio.ensure_future(runner.adapt(slot.number, adapter))
+            slot.placing.add_done_callback(placed)
+        await asyncio.shield(slot.placing)
 
     def _must_reload(self, entry: Entry, plan: LoadPlan) -> bool:
-        """Whether the caller has to wait for this entry to go: it is going, or its context is too small."""
+        """Whether the caller has to wait for this entry to go: it is going, or it is too small.
+
+        A runner that was loaded without room for the caller's adapter starts anew, once for a base.
+        """
         if entry.state == "closing" or entry.retiring:
             return True
-        if entry.context >= plan.load.limits.context:
+        needed, room = plan.load.adapter_room, entry.room
+        fits = plan.adapter is None or needed is None or (room is not None and room.holds(needed))
+        if fits and entry.context >= plan.load.limits.context:
             return False
         entry.retiring = True
-        self._close_if_idle(entry)
+        self._settle(entry)
         return True
 
     async def _make_room_and_load(self, plan: LoadPlan) -> Entry:
@@ -173,7 +197,8 @@ class ModelManager:
             return await self._start(plan, lambda progress: self.on_progress(plan.name, progress))
 
         task = asyncio.ensure_future(load())
-        entry = Entry(plan, task, keep_alive=plan.keep_alive, last_used=self._clock())
+        slots = AdapterSlots(plan.load.adapter_room.slots if plan.load.adapter_room else 0)
+        entry = Entry(plan, task, adapters=slots, last_used=self._clock())
         task.add_done_callback(lambda done: self._loaded(entry, done))
         return entry
 
@@ -186,6 +211,7 @@ class ModelManager:
             entry.last_used = self._clock()
             entry.watcher = asyncio.ensure_future(self._watch(entry, entry.runner))
             log.info("loaded %s in runner %d", entry.plan.name, entry.runner.pid)
+            self._settle(entry)
         self._wake()
 
     async def _watch(self, entry: Entry, runner: Runner) -> None:
@@ -195,14 +221,17 @@ class ModelManager:
 
     # -- giving back ----------------------------------------------------------------------------------
 
-    def _release(self, entry: Entry, weight: int, error: BaseException | None) -> None:
-        entry.users -= weight
-        entry.last_used = self._clock()
+    def _release(self, hold: Hold, error: BaseException | None) -> None:
+        entry = hold.entry
+        hold.use.users -= hold.weight
+        hold.use.last_used = entry.last_used = self._clock()
+        if hold.slot is not None:
+            entry.adapters.give_back(hold.slot)
         if isinstance(error, RunnerDied):
             self._forget(entry, error)
         elif error is None and entry.state == "ready":
             self._failures.pop(entry.plan.key, None)
-        self._close_if_idle(entry)
+        self._settle(entry)
         self._wake()
 
     def _forget(self, entry: Entry, error: RunnerDied) -> None:
@@ -217,9 +246,15 @@ class ModelManager:
             failures.not_before = self._clock() + pause
         self._close(entry, "its process died")
 
-    def _close_if_idle(self, entry: Entry) -> None:
-        if entry.users == 0 and entry.state == "ready" and (entry.retiring or entry.keep_alive == 0):
+    def _settle(self, entry: Entry) -> None:
+        """Ends the uses that are over; the runner goes with the last one."""
+        if entry.state != "ready" or (entry.retiring and entry.users):
+            return
+        left = {name: use for name, use in entry.uses.items() if use.users or use.keep_alive != 0}
+        if entry.retiring or not left:
             self._close(entry, "nobody needs it")
+        else:
+            entry.uses = left
 
     def _close(self, entry: Entry, reason: str) -> None:
         if entry.state == "closing":
@@ -242,36 +277,39 @@ class ModelManager:
 
     # -- time, unloading, looking -----------------------------------------------------------------------
 
-    def set_keep_alive(self, key: str, seconds: float) -> bool:
-        """Changes how long a loaded model stays; 0 unloads it once idle. False when it is not loaded."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return False
-        entry.keep_alive = seconds
-        entry.last_used = self._clock()
-        self._close_if_idle(entry)
-        self._wake()
-        return True
+    async def unload(self, key: str, name: str) -> None:
+        """Takes a model out: at once when idle, else when its last user is done; returns when it is gone.
 
-    async def unload(self, key: str) -> None:
-        """Takes the weights out: at once when idle, else when the last user is done; returns when gone."""
-        while (entry := self._entries.get(key)) is not None:
-            entry.retiring = True
-            self._close_if_idle(entry)
+        Its runner goes along unless other models use it. A new request for the model keeps it.
+        """
+        entry = self._entries.get(key)
+        use = entry.uses.get(name) if entry else None
+        if entry is None or use is None:
+            return
+        use.keep_alive = 0.0
+        self._settle(entry)
+        while self._entries.get(key) is entry:
+            leaving = entry.uses.get(name) is use and use.keep_alive == 0
+            if entry.state != "closing" and not leaving:
+                return
             await self._changed()
 
     def expire(self) -> float | None:
-        """Closes what stayed idle too long; seconds until the next one is due, None when none is."""
-        now = self._clock()
-        due = [
-            (entry.last_used + entry.keep_alive - now, entry)
-            for entry in self._entries.values()
-            if entry.state == "ready" and not entry.users and entry.keep_alive >= 0
-        ]
-        for remaining, entry in due:
-            if remaining <= 0:
+        """Ends what stayed idle too long; seconds until the next is due, None when none is."""
+        now, waits = self._clock(), []
+        for entry in [each for each in self._entries.values() if each.state == "ready"]:
+            due = {
+                name: use.last_used + use.keep_alive - now
+                for name, use in entry.uses.items()
+                if not use.users and use.keep_alive >= 0
+            }
+            over = {name for name, remaining in due.items() if remaining <= 0}
+            waits += [remaining for name, remaining in due.items() if name not in over]
+            if over == set(entry.uses):
                 self._close(entry, "it was idle")
-        return min((remaining for remaining, _ in due if remaining > 0), default=None)
+            for name in over if entry.state == "ready" else ():
+                del entry.uses[name]
+        return min(waits, default=None)
 
     async def run(self) -> None:
         """Expires idle models for as long as it runs."""
@@ -281,31 +319,34 @@ class ModelManager:
                 await asyncio.wait_for(self._changed(), remaining)
 
     def loaded(self) -> list[Loaded]:
-        """What is in memory now, most recently used first."""
+        """What is in memory now, most recently used first; rows of one runner together, the base's first."""
         entries = sorted(self._entries.values(), key=lambda entry: -entry.last_used)
-        return [self._describe(entry) for entry in entries]
+        return [row for entry in entries for row in self._describe(entry)]
 
-    def runner(self, key: str) -> Runner | None:
-        """The runner of these weights if it is up; for metrics."""
-        entry = self._entries.get(key)
-        return entry.runner if entry and entry.state == "ready" else None
-
-    def _describe(self, entry: Entry) -> Loaded:
-        idle = self._clock() - entry.last_used if not entry.users else 0.0
-        expires = FOREVER if entry.keep_alive < 0 else max(0.0, entry.keep_alive - idle)
+    def _describe(self, entry: Entry) -> list[Loaded]:
+        uses = entry.uses or {entry.plan.name: Use(0, entry.plan.keep_alive, entry.last_used)}
+        ordered = sorted(uses.items(), key=lambda item: item[1].adapter_bytes > 0)
         ready = entry.runner.ready if entry.runner else None
-        return Loaded(
-            key=entry.plan.key,
-            names=tuple(entry.names) or (entry.plan.name,),
-            memory_bytes=ready.memory_bytes if ready and ready.memory_bytes else entry.plan.memory_bytes,
-            device=ready.device if ready else entry.plan.load.device,
-            context=entry.context,
-            slots=entry.slots,
-            users=entry.users,
-            pid=entry.runner.pid if entry.runner else 0,
-            expires_in=expires,
-            state=entry.state,
-        )
+        whole = ready.memory_bytes if ready and ready.memory_bytes else entry.plan.memory_bytes
+        return [
+            Loaded(
+                key=entry.plan.key,
+                name=name,
+                memory_bytes=use.adapter_bytes if at and use.adapter_bytes else whole,
+                device=ready.device if ready else entry.plan.load.device,
+                context=entry.context,
+                slots=entry.slots,
+                users=use.users,
+                pid=entry.runner.pid if entry.runner else 0,
+                expires_in=self._expires_in(use),
+                state=entry.state,
+            )
+            for at, (name, use) in enumerate(ordered)
+        ]
+
+    def _expires_in(self, use: Use) -> float:
+        idle = self._clock() - use.last_used if not use.users else 0.0
+        return FOREVER if use.keep_alive < 0 else max(0.0, use.keep_alive - idle)
 
     async def close(self) -> None:
         """Ends every runner; leases wait no longer and new ones are refused."""

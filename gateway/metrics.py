@@ -78,7 +78,10 @@ class Metrics:
         """The text format."""
         self._memory.clear()
         self._users.clear()
+        counted: set[str] = set()
         for row in self._loaded():
-            self._memory.labels(row.names[0]).inc(row.memory_bytes)
-            self._users.labels(row.names[0]).inc(row.users)
+            if row.key not in counted:  # one runner's memory, under the name of its base
+                self._memory.labels(row.name).inc(row.memory_bytes)
+            counted.add(row.key)
+            self._users.labels(row.name).inc(row.users)
         return generate_latest(self.registry)

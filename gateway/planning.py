@@ -5,13 +5,13 @@ Arithmetic on what the files' headers say, done in a sandbox worker and remember
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from engines.base import AdapterFiles, Limits, LoadRequest
+from engines.base import AdapterRoom, Limits, LoadRequest
+from gateway.adapters import AdapterRooms, adapter_of
 from gateway.catalog import ServedModel
-from gateway.errors import GatewayError, LoadError
+from gateway.errors import GatewayError
 from gateway.memory import Device
 from gateway.residency import LoadPlan
 from gateway.sandbox import Sandbox, SandboxError
@@ -36,36 +36,6 @@ HEADER_ERRORS = frozenset({"GgufError", "SafetensorsError"})
 """What a reader raises for a header that does not end where it should, by class name."""
 
 
-def adapters_of(model: ServedModel) -> tuple[AdapterFiles, ...]:
-    """The model's LoRA adapters, each under one SHA-256 over all its files: a config alone may be shared."""
-    return tuple(AdapterFiles(_digest(files), files) for files in model.adapters)
-
-
-def adapter_name(model: ServedModel) -> str | None:
-    """The adapter that requests to this model name; raises `LoadError` for more than one."""
-    if len(model.adapters) > 1:
-        raise LoadError(
-            f"{model.name} has {len(model.adapters)} adapters, but one at a time can be applied; "
-            "create it again with a single ADAPTER"
-        )
-    return next((adapter.name for adapter in adapters_of(model)), None)
-
-
-def runner_key(model: ServedModel) -> str:
-    """What makes two models share a runner: the same weights and the same adapters."""
-    return ":".join([model.weights_digest, *(adapter.name for adapter in adapters_of(model))])
-
-
-def adapter_bytes(adapters: tuple[AdapterFiles, ...]) -> int:
-    """Memory of adapters: they are held in float32, which at most doubles what the files store."""
-    return 2 * sum(file.size for adapter in adapters for file in adapter.files)
-
-
-def _digest(files: tuple[ModelFile, ...]) -> str:
-    lines = sorted(f"{file.name} {file.digest}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 class Planner:
     """Plans loads on one device."""
 
@@ -73,33 +43,35 @@ class Planner:
         self._sandbox = sandbox
         self._settings = settings
         self._device = device
-        self._known: OrderedDict[tuple[str, int], Measured] = OrderedDict()
+        self._rooms = AdapterRooms(sandbox)
+        self._known: OrderedDict[tuple[str, int, AdapterRoom | None], Measured] = OrderedDict()
 
     async def plan(
         self, model: ServedModel, num_ctx: int | None = None, keep_alive: float | None = None
     ) -> LoadPlan:
         """The plan for `model`; a context that does not fit is cut to the longest that does."""
         measured = await self._measure(model, self._wanted(model, num_ctx))
-        adapters = adapters_of(model)
-        memory_bytes = measured.memory_bytes + adapter_bytes(adapters)
+        adapter = adapter_of(model)
         load = LoadRequest(
             files=model.files,
             limits=Limits(measured.slots, measured.context),
             device=self._device.kind,
             device_index=self._device.index,
-            memory_bytes=memory_bytes,
+            memory_bytes=measured.memory_bytes,
             threads=self._settings.threads,
-            adapters=adapters,
+            adapter_room=measured.room,
             compile_cache=str(self._settings.state / "compiled"),
             kv_type=self._settings.kv_type,
         )
         return LoadPlan(
-            key=runner_key(model),
+            key=model.weights_digest,
             name=model.name,
             load=load,
-            memory_bytes=memory_bytes,
+            memory_bytes=measured.memory_bytes,
             keep_alive=self._settings.keep_alive if keep_alive is None else keep_alive,
             engine=model.engine,
+            adapter=adapter,
+            adapter_bytes=measured.adapter_bytes if adapter else 0,
         )
 
     async def context(self, model: ServedModel, num_ctx: int | None) -> int:
@@ -114,9 +86,10 @@ class Planner:
         if model.engine == "scripted":
             slots = self._settings.parallel or SCRIPTED_SLOTS
             return Measured(slots, min(wanted or SCRIPTED_CONTEXT, SCRIPTED_CONTEXT), SCRIPTED_MEMORY)
-        key = (model.weights_digest, wanted)
+        room = await self._rooms.beside(model)
+        key = (model.weights_digest, wanted, room)
         if key not in self._known:
-            self._known[key] = await self._sandbox.call(self._question(model.files, wanted), Measured)
+            self._known[key] = await self._sandbox.call(self._question(model.files, wanted, room), Measured)
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return self._known[key]
@@ -136,7 +109,9 @@ class Planner:
             raise RegistryError(f"what the model needs cannot be told now: {error}") from error
         return Fit(measured.memory_bytes, self._device.budget, measured.context)
 
-    def _question(self, files: tuple[ModelFile, ...], wanted: int) -> Measure:
+    def _question(
+        self, files: tuple[ModelFile, ...], wanted: int, room: AdapterRoom | None = None
+    ) -> Measure:
         kind = self._device.kind
         chosen = self._settings.parallel
         slots = (chosen,) if chosen else tuple(AUTOMATIC_SLOTS[kind] // 2**power for power in range(4))
@@ -147,4 +122,5 @@ class Planner:
             budget=self._device.budget if wanted else int(self._device.budget * AUTOMATIC_SHARE),
             most=self._device.budget,
             kv_type=self._settings.kv_type or "bf16",
+            room=room,
         )

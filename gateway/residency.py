@@ -1,4 +1,4 @@
-"""What the manager keeps: plans of loads, the runners they became, how often one failed, rows of `ps`.
+"""What the manager keeps: plans of loads, the runners they became and who uses them, rows of `ps`.
 
 Values and one record for each runner; what happens to them is decided in `manager` alone.
 """
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from engines.base import (
+    AdapterFiles,
+    AdapterRoom,
     EncodeOutput,
     EncodeRequest,
     GenerateRequest,
@@ -20,6 +22,7 @@ from engines.base import (
     RunnerStatus,
     StepOutput,
 )
+from gateway.adapter_slots import AdapterSlots, Slot
 
 FOREVER = float("inf")
 
@@ -37,6 +40,8 @@ class Runner(Protocol):
 
     async def embed(self, requests: Sequence[EncodeRequest]) -> Sequence[EncodeOutput]: ...
 
+    async def adapt(self, slot: int, adapter: AdapterFiles) -> None: ...
+
     async def status(self) -> RunnerStatus: ...
 
     async def wait_closed(self) -> None: ...
@@ -49,7 +54,10 @@ StartRunner = Callable[["LoadPlan", Callable[[LoadProgress], None]], Awaitable[R
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """Weights to have loaded: `key` is their digest, `memory_bytes` what they need; known before a start."""
+    """Weights to have loaded: `key` is their digest, `memory_bytes` what they need; known before a start.
+
+    Models that differ in `adapter` alone share a key: each adapter takes a slot of `adapter_bytes`.
+    """
 
     key: str
     name: str
@@ -57,14 +65,19 @@ class LoadPlan:
     memory_bytes: int
     keep_alive: float = 300.0
     engine: str = "decoder"
+    adapter: AdapterFiles | None = None
+    adapter_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """One row of `ps`; `expires_in` is in seconds (`FOREVER` when it stays)."""
+    """One row of `ps`: a name a runner is used by; `expires_in` is in seconds (`FOREVER` when it stays).
+
+    `memory_bytes` is the runner's, or that of its adapter's slot where another row has the base.
+    """
 
     key: str
-    names: tuple[str, ...]
+    name: str
     memory_bytes: int
     device: str
     context: int
@@ -76,18 +89,36 @@ class Loaded:
 
 
 @dataclass(eq=False, slots=True)
+class Use:
+    """One model's claim to a runner: it lasts for `keep_alive` seconds after the last user.
+
+    `adapter_bytes` is what its adapter takes, 0 without one.
+    """
+
+    adapter_bytes: int
+    keep_alive: float
+    last_used: float
+    users: int = 0
+
+
+@dataclass(eq=False, slots=True)
 class Entry:
+    """A runner, from the start of loading to its end; it goes when nothing in `uses` holds it."""
+
     plan: LoadPlan
     loading: asyncio.Task[Runner]
     state: Literal["loading", "ready", "closing"] = "loading"
     runner: Runner | None = None
-    names: dict[str, None] = field(default_factory=dict)
-    users: int = 0
-    keep_alive: float = 300.0
+    uses: dict[str, Use] = field(default_factory=dict)
+    adapters: AdapterSlots = field(default_factory=lambda: AdapterSlots(0))
     last_used: float = 0.0
     retiring: bool = False
     closing: asyncio.Task[None] | None = None
     watcher: asyncio.Task[None] | None = None
+
+    @property
+    def users(self) -> int:
+        return sum(use.users for use in self.uses.values())
 
     @property
     def slots(self) -> int:
@@ -97,6 +128,20 @@ class Entry:
     @property
     def context(self) -> int:
         return (self.runner.ready.limits if self.runner else self.plan.load.limits).context
+
+    @property
+    def room(self) -> AdapterRoom | None:
+        return self.plan.load.adapter_room
+
+
+@dataclass(eq=False, slots=True)
+class Hold:
+    """What one lease has of a runner: places of a model's use, and its adapter's slot."""
+
+    entry: Entry
+    use: Use
+    weight: int
+    slot: Slot | None = None
 
 
 @dataclass(eq=False, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from engines.base import Grammar
+from engines.base import AdapterRoom, Grammar
 from modelfiles.description import ModelDescription
 from modelfiles.files import ModelFile
 from modelfiles.messages import Message, Role, TextPart, ToolCall, ToolSpec
@@ -114,7 +114,7 @@ class Measure:
     """How to load files into `budget` bytes (`most` when that is too little) -> `Measured`.
 
     `slots` are the numbers of sequences to try, the most welcome first; `wanted` tokens of context are given
-    if they fit, else as many as do.
+    if they fit, else as many as do. `room` is kept beside the weights, with fewer slots where it is large.
     """
 
     files: tuple[ModelFile, ...]
@@ -123,15 +123,38 @@ class Measure:
     budget: int
     most: int
     kv_type: Literal["bf16", "f32", "int8"] = "bf16"
+    room: AdapterRoom | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Sequences at once, tokens each, and the bytes both take with the weights."""
+    """Sequences at once, tokens each, and the bytes both take with the weights and `room` for adapters.
+
+    `adapter_bytes` is what one slot of that room takes.
+    """
 
     slots: int
     context: int
     memory_bytes: int
+    room: AdapterRoom | None = None
+    adapter_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureAdapter:
+    """The least room with so many `slots` that holds an adapter of the base `files` -> `AdapterRoom`."""
+
+    files: tuple[ModelFile, ...]
+    adapter: tuple[ModelFile, ...]
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExamineAdapter:
+    """Whether an adapter fits the base `files` and holds only numbers -> True, or what is wrong."""
+
+    files: tuple[ModelFile, ...]
+    adapter: tuple[ModelFile, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,16 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from engines.base import AdapterRoom
 from gateway.sandbox_calls import (
     CheckGrammar,
     CheckTemplate,
     Describe,
     Detokenize,
     Examine,
+    ExamineAdapter,
     GetVocabulary,
     Inspect,
     Inspected,
     Measure,
+    MeasureAdapter,
     Measured,
     PrepareChat,
     PrepareCompletion,
@@ -53,6 +56,8 @@ PRIVATE_MEMORY = 3 * 2**30
 TOKENIZERS_KEPT = 4
 LEAST_CONTEXT = 2048
 """A context below this is worth giving up sequences for."""
+ADAPTER_SHARE = 1 / 8
+"""Of all memory for models, beyond which room for adapters has fewer slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +158,48 @@ def measure(call: Measure) -> Measured:
     """Fewer sequences before a shorter context; the smallest load there is when nothing fits."""
     from engines.decoder.params import largest_context, memory_needed
 
+    room, room_size = _room(call)
+
+    def measured(slots: int, context: int) -> Measured:
+        size = memory_needed(call.files, slots, context, call.kv_type) + room_size
+        return Measured(slots, context, size, room, room_size // (1 + room.slots) if room else 0)
+
     context = 0
     for budget in (call.budget, call.most):
         for slots in call.slots:
-            context = min(call.wanted, largest_context(call.files, slots, budget, call.kv_type))
+            fitting = largest_context(call.files, slots, budget - room_size, call.kv_type)
+            context = min(call.wanted, fitting)
             if context >= min(call.wanted, LEAST_CONTEXT):
-                return Measured(slots, context, memory_needed(call.files, slots, context, call.kv_type))
-    slots, context = call.slots[-1], max(context, 1)
-    return Measured(slots, context, memory_needed(call.files, slots, context, call.kv_type))
+                return measured(slots, context)
+    return measured(call.slots[-1], max(context, 1))
+
+
+def _room(call: Measure) -> tuple[AdapterRoom | None, int]:
+    """The room asked for, with half its slots as often as it takes too large a share; and its bytes."""
+    from engines.decoder.adapter_files import room_bytes
+    from engines.decoder.weights.headers import read_headers
+
+    if call.room is None:
+        return None, 0
+    config, room = read_headers(call.files).config, call.room
+    while room.slots > 1 and room_bytes(config, room) > call.most * ADAPTER_SHARE:
+        room = replace(room, slots=room.slots // 2)
+    return room, room_bytes(config, room)
+
+
+def measure_adapter(call: MeasureAdapter) -> AdapterRoom:
+    from engines.decoder.adapter_files import open_adapter, room_for
+    from engines.decoder.weights.headers import read_headers
+
+    return room_for(open_adapter(read_headers(call.files).config, call.adapter), call.slots)
+
+
+def examine_adapter(call: ExamineAdapter) -> bool:
+    from engines.decoder.adapter_files import check_adapter
+    from engines.decoder.weights.headers import read_headers
+
+    check_adapter(read_headers(call.files).config, call.adapter)
+    return True
 
 
 def prepare_chat(call: PrepareChat) -> Prepared:
@@ -251,6 +290,8 @@ CALLS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
         (GetVocabulary, get_vocabulary),
         (Inspect, inspect_model),
         (Measure, measure),
+        (MeasureAdapter, measure_adapter),
+        (ExamineAdapter, examine_adapter),
         (PrepareChat, prepare_chat),
         (PrepareCompletion, prepare_completion),
         (Tokenize, tokenize),

@@ -14,13 +14,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 from engines.base import EncodeRequest, GenerateRequest, Usage
+from gateway.adapters import adapter_name
 from gateway.catalog import Catalog, ServedModel
 from gateway.choice import Choice
 from gateway.errors import BadRequest, ContextOverflow
 from gateway.manager import Lease, ModelManager
 from gateway.metrics import Metrics
 from gateway.options import max_tokens
-from gateway.planning import Planner, adapter_name, runner_key
+from gateway.planning import Planner
 from gateway.preparing import Job, Preparer, after_thinking
 from gateway.running import Events, Running, start_all
 from gateway.sandbox import Sandbox
@@ -84,10 +85,10 @@ class Service:
 
     async def unload(self, name: str) -> None:
         """Takes the model out of memory once its running requests are done."""
-        await self.manager.unload(runner_key(await self.catalog.get(name)))
+        model = await self.catalog.get(name)
+        await self.manager.unload(model.weights_digest, model.name)
 
     async def _lease(self, model: ServedModel, options: GenerationOptions, weight: int) -> Lease:
-        adapter_name(model)  # refused before anything is loaded
         plan = await self._planner.plan(model, options.num_ctx, options.keep_alive)
         return await self.manager.lease(plan, weight)
 

@@ -14,15 +14,20 @@ from engines.decoder.quant import matmul
 
 
 def embed(
-    config: DecoderConfig, params: Params, token_ids: jax.Array, positions: jax.Array | None = None
+    config: DecoderConfig,
+    params: Params,
+    token_ids: jax.Array,
+    positions: jax.Array | None = None,
+    adapters: jax.Array | None = None,
 ) -> jax.Array:
     """Float32 vectors [B, E] of unit length for token_ids int32 [B, T]; position -1 marks padding.
 
     E is the width of the last dense layer, or the model's. A row of nothing but padding gives zeros.
+    `adapters` int32 [B] numbers each row's LoRA adapter, as in `model.Batch`.
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1], dtype=jnp.int32), token_ids.shape)
-    hidden = encode(config, params, token_ids, positions)
+    hidden = encode(config, params, token_ids, positions, adapters)
     normal = rms_norm(hidden, params["final_norm"], config.norm_epsilon)  # [B, T, D]
     real = (positions >= 0).astype(jnp.float32)[..., None]
     pooled = (normal * real).sum(axis=1) / jnp.maximum(real.sum(axis=1), 1.0)  # [B, D]

@@ -13,13 +13,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import (
+    AdapterFiles,
+    AdapterRoom,
+    AdaptRequest,
     EncodeOutput,
     EncodeRequest,
     EngineError,
@@ -27,6 +30,7 @@ from engines.base import (
     FinishReason,
     GenerateRequest,
     InvalidRequest,
+    LoadFailed,
     LoadProgress,
     LoadRequest,
     OutOfMemory,
@@ -37,7 +41,8 @@ from engines.base import (
     Usage,
 )
 from engines.decoder import weights
-from engines.decoder.adapters import load_adapters
+from engines.decoder.adapter_files import room_bytes
+from engines.decoder.adapters import Filling, empty_stacks, read_filling, with_stacks
 from engines.decoder.cache import DTYPES
 from engines.decoder.config import DecoderConfig
 from engines.decoder.plan import DecodeGroup, PrefillChunk, SampleMode, StepPlan
@@ -113,6 +118,7 @@ class DecoderEngine:
         self._active: dict[int, Active] = {}
         self._serials = itertools.count(1)
         self._adapters: dict[str, int] = {}
+        self._room: AdapterRoom | None = None
         self._pending: Flight | None = None
         self._outputs: list[StepOutput] = []
         self._failures: list[tuple[int, EngineError]] = []
@@ -130,10 +136,9 @@ class DecoderEngine:
         )
         limits = request.limits
         self._config = loaded.config
-        params = loaded.params
-        if request.adapters:
-            device = jax.devices()[0]
-            params, self._adapters = load_adapters(loaded.config, params, request.adapters, device)
+        params, self._room = loaded.params, request.adapter_room
+        if self._room is not None:
+            params = with_stacks(params, empty_stacks(loaded.config, self._room, jax.devices()[0]))
         self._grammars = GrammarCompiler(request.files, loaded.config.vocabulary_size)
         kv_type = request.kv_type or _natural_kv_type(loaded.stored_types)
         generates = not loaded.config.bidirectional
@@ -142,7 +147,7 @@ class DecoderEngine:
         self._programs = Programs(
             loaded.config,
             params,
-            adapters=bool(self._adapters),
+            adapters=self._room is not None,
             slots=limits.slots if generates else 1,
             context=limits.context,
             kv_type=DTYPES[kv_type],
@@ -163,7 +168,7 @@ class DecoderEngine:
         return Ready(
             limits=limits,
             capabilities=("embed",) if loaded.config.bidirectional else ("generate", "embed"),
-            memory_bytes=loaded.nbytes + cache_bytes,
+            memory_bytes=loaded.nbytes + cache_bytes + _room_bytes(request, loaded.config),
             device=jax.devices()[0].device_kind,
             load_ns=int((self._clock() - started) * 1e9),
             kernels=loaded.kernels,
@@ -201,8 +206,7 @@ class DecoderEngine:
         )
 
     def submit_embedding(self, request: EncodeRequest) -> None:
-        if request.adapter is not None:
-            raise InvalidRequest("adapters change generation only; embed without one")
+        self._adapter(request.adapter)
         if not request.prompt_token_ids:
             raise InvalidRequest("nothing to embed: the input has no tokens")
         check_tokens(request.prompt_token_ids, self._config.vocabulary_size)
@@ -216,8 +220,31 @@ class DecoderEngine:
             raise EngineOverloaded(f"{MAX_EMBEDDINGS} inputs wait to be embedded already; try again later")
         self._embeddings.append(request)
 
+    # Adapters
+
+    def read_adapter(self, adapter: AdapterFiles) -> object:
+        """What a slot is filled with, read from the files; called from other threads."""
+        if self._room is None:
+            raise InvalidRequest("this runner was loaded without room for adapters")
+        try:
+            return read_filling(self._config, self._room, adapter.files)
+        except (ValueError, OSError) as error:
+            raise LoadFailed(f"the adapter cannot be used: {first_line(error)}") from error
+
+    def adapt(self, request: AdaptRequest, filling: object) -> None:
+        """Fills a slot. Requests that still run with what was there would go on with something else."""
+        if self._room is None or not 1 <= request.slot <= self._room.slots:
+            raise InvalidRequest(f"there is no adapter slot {request.slot} here")
+        before = next((name for name, slot in self._adapters.items() if slot == request.slot), None)
+        used = {each.request.adapter for each in self._active.values()}
+        if before is not None and before in used | {each.adapter for each in self._embeddings}:
+            raise InvalidRequest(f"adapter slot {request.slot} is in use")
+        self._adapters = {name: slot for name, slot in self._adapters.items() if slot != request.slot}
+        self._programs.adapt(request.slot, cast("Filling", filling))
+        self._adapters[request.adapter.name] = request.slot
+
     def _adapter(self, name: str | None) -> int:
-        """The number of a loaded adapter, 0 for none."""
+        """The slot of an adapter, 0 for none."""
         if name is None:
             return 0
         if name not in self._adapters:
@@ -280,7 +307,8 @@ class DecoderEngine:
         request = self._embeddings.popleft()
         started = self._clock()
         try:
-            vector = np.asarray(self._programs.embed(request.prompt_token_ids), "<f4")
+            adapter = self._adapter(request.adapter)
+            vector = np.asarray(self._programs.embed(request.prompt_token_ids, adapter), "<f4")
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -534,6 +562,10 @@ def _rings(config: DecoderConfig, programs: Programs) -> Iterator[Ring]:
             yield Ring(layer.window, cache.length)
 
 
+def _room_bytes(request: LoadRequest, config: DecoderConfig) -> int:
+    return room_bytes(config, request.adapter_room) if request.adapter_room else 0
+
+
 def _stored_slots(request: LoadRequest, config: DecoderConfig, kv_type: str) -> int:
     """Copies of prefixes that fit the memory left of the budget."""
     from engines.decoder.params import cache_bytes, memory_needed
@@ -543,4 +575,5 @@ def _stored_slots(request: LoadRequest, config: DecoderConfig, kv_type: str) -> 
     context, slots = request.limits.context, request.limits.slots
     one = cache_bytes(config, 1, context, kv_type) - cache_bytes(config, 0, context, kv_type)  # type: ignore[arg-type]
     rest = request.memory_bytes - memory_needed(request.files, slots, context, kv_type)  # type: ignore[arg-type]
+    rest -= _room_bytes(request, config)
     return max(0, min(MAX_STORED, rest // one))

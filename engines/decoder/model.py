@@ -65,9 +65,15 @@ def forward(
     return _run_layers(config, params, cache, batch.token_ids, step)
 
 
-def encode(config: DecoderConfig, params: Params, token_ids: jax.Array, positions: jax.Array) -> jax.Array:
+def encode(
+    config: DecoderConfig,
+    params: Params,
+    token_ids: jax.Array,
+    positions: jax.Array,
+    adapters: jax.Array | None = None,
+) -> jax.Array:
     """Hidden states [B, T, D] of whole sequences, without a cache. Encoders attend in both directions."""
-    step = _Step(positions, None, _rotations(config, positions), None)
+    step = _Step(positions, None, _rotations(config, positions), None, adapters)
     hidden, _ = _run_layers(config, params, (None,) * len(config.layers), token_ids, step)
     return hidden
 

@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from engines.decoder import embedding, model, sampling
+from engines.decoder.adapters import Filling, fill_slot, stacks_of, with_stacks
 from engines.decoder.cache import Cache, init_cache
 from engines.decoder.config import DecoderConfig
 from engines.decoder.plan import SCORE_CHUNK, Buckets, smallest_holding
@@ -132,12 +133,13 @@ class Programs:
         first: list[Key] = [("decode", rows[0]), ("general", rows[0]), ("prefill", prefill[0])]
         chunks: list[Key] = [("prefill", size) for size in sorted(prefill[1:], reverse=True)]
         vectors: list[Key] = [("embed", size) for size in self.embed_sizes]
+        adapt: list[Key] = [("adapt", 1)] if self._adapters else []
         if self.config.bidirectional:
-            return vectors
+            return [vectors[0], *adapt, *vectors[1:]]
         batches: list[Key] = [(kind, size) for size in rows[:0:-1] for kind in ("decode", "general")]
         greedy: list[Key] = [("greedy", size) for size in (rows[0], *rows[:0:-1])]
         rest: list[Key] = [*chunks, *batches, *greedy[1:], *vectors, ("score", SCORE_CHUNK)]
-        return [*first, ("copy", 1), greedy[0], *rest]
+        return [*first, *adapt, ("copy", 1), greedy[0], *rest]
 
     @property
     def first_keys(self) -> list[Key]:
@@ -315,13 +317,24 @@ class Programs:
     def _embed_program(self, size: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
         config = self.config
 
-        def embed(params: Any, tokens: jax.Array, length: jax.Array) -> jax.Array:
+        def embed(params: Any, tokens: jax.Array, where: jax.Array) -> jax.Array:
+            length, adapter = where
             steps = jnp.arange(size, dtype=jnp.int32)
             positions = jnp.where(steps < length, steps, -1)
-            vector: jax.Array = embedding.embed(config, params, tokens[None], positions[None])[0]
+            chosen = adapter[None] if self._adapters else None
+            vector: jax.Array = embedding.embed(config, params, tokens[None], positions[None], chosen)[0]
             return vector
 
-        return embed, (self._abstract_params, _ints(size), _ints()), ()
+        return embed, (self._abstract_params, _ints(size), _ints(2)), ()
+
+    def _adapt_program(self, _: int) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
+        stacks = stacks_of(self._abstract_params)
+        one = jax.tree.map(lambda stack: _shaped(stack.shape[1:], stack.dtype), stacks)
+
+        def adapt(stacks: Any, slot: jax.Array, filling: Any) -> Any:
+            return fill_slot(stacks, slot, filling)
+
+        return adapt, (stacks, _ints(), one), (0,)
 
     def _logits(self, rows: int) -> jax.ShapeDtypeStruct:
         return _shaped((rows, self.config.vocabulary_size), jnp.float32)
@@ -381,13 +394,19 @@ class Programs:
         found: Logprobs = self._get(("score", SCORE_CHUNK))(self.params, hidden, padded)
         return found
 
-    def embed(self, tokens: Sequence[int]) -> jax.Array:
+    def embed(self, tokens: Sequence[int], adapter: int = 0) -> jax.Array:
         """The vector float32 [E] of a whole sequence of at most `embed_sizes[-1]` tokens."""
         size = smallest_holding(self.embed_sizes, len(tokens))
         padded = np.zeros(size, np.int32)
         padded[: len(tokens)] = tokens
-        vector: jax.Array = self._get(("embed", size))(self.params, padded, np.int32(len(tokens)))
+        where = np.array([len(tokens), adapter], np.int32)
+        vector: jax.Array = self._get(("embed", size))(self.params, padded, where)
         return vector
+
+    def adapt(self, slot: int, filling: Filling) -> None:
+        """Puts an adapter's numbers into a slot; steps dispatched before still see what was there."""
+        stacks = self._get(("adapt", 1))(stacks_of(self.params), np.int32(slot), filling)
+        self.params = with_stacks(self.params, stacks)
 
     def can_embed(self, length: int) -> bool:
         """Whether the program for a sequence of this length is ready; asks for it if not."""

@@ -54,9 +54,8 @@ async def running(request: Request) -> Response:
     moment = now()
     rows = []
     for loaded in gateway.manager.loaded():
-        for name in loaded.names:
-            if may_see(request, name):
-                rows.append(await _running_row(request, loaded, name, moment))
+        if may_see(request, loaded.name):
+            rows.append(await _running_row(request, loaded, moment))
     return JSONReply({"models": sorted(rows, key=lambda row: str(row["expires_at"]), reverse=True)})
 
 
@@ -126,15 +125,15 @@ async def upload_blob(request: Request, digest: str) -> Response:
     return Response(status_code=200 if stored.existed else 201)
 
 
-async def _running_row(request: Request, loaded: Loaded, name: str, moment: datetime) -> dict[str, Any]:
-    gateway = gateway_of(request)
+async def _running_row(request: Request, loaded: Loaded, moment: datetime) -> dict[str, Any]:
+    gateway, name = gateway_of(request), loaded.name
     row: dict[str, Any] = {"name": name, "model": name}
     try:
         served = await gateway.catalog.get(name)
         row["digest"] = served.digest.removeprefix("sha256:")
         row["details"] = details(served.model) if served.model else described(served.description)
     except Exception:  # deleted or broken since it was loaded: it runs on all the same
-        row |= {"digest": loaded.key.partition(":")[0], "details": {"family": "", "families": []}}
+        row |= {"digest": loaded.key, "details": {"family": "", "families": []}}
     return row | {
         "size": loaded.memory_bytes,
         "size_vram": loaded.memory_bytes if loaded.device == "gpu" else 0,

@@ -12,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.base import (
+    AdapterFiles,
+    AdapterRoom,
+    AdaptRequest,
     EncodeOutput,
     EncodeRequest,
     GenerateRequest,
@@ -46,10 +49,14 @@ from modelfiles.files import ModelFile
 SAMPLES = {
     FrameType.ECHO: b"\x00\xffany bytes",
     FrameType.CLASSIFY: bytes(3072),
+    FrameType.ADAPT: AdaptRequest(
+        7, 2, AdapterFiles("a" * 64, (ModelFile("adapter", "a.gguf", "/x", "sha256:" + "a" * 64, 9),))
+    ),
     FrameType.LOAD: LoadRequest(
         files=(ModelFile("weights", "model.gguf", "/models/x", "sha256:" + "0" * 64, 12),),
         limits=Limits(slots=4, context=512),
         memory_bytes=1 << 33,
+        adapter_room=AdapterRoom(4, 16, ("q", "v")),
     ),
     FrameType.LOAD_PROGRESS: LoadProgress("reading", 3, 10),
     FrameType.READY: Ready(Limits(4, 512), ("generate", "embed"), 1 << 20, "cpu", 7, "xla"),

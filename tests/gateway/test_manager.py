@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from engines.base import (
+    AdapterFiles,
+    AdapterRoom,
     EncodeOutput,
     EncodeRequest,
     GenerateRequest,
@@ -36,6 +39,16 @@ class FakeRunner:
         self.ready = Ready(limits, ("generate",), plan.memory_bytes, "cpu", 0)
         self.pid = pid
         self.closed = asyncio.Event()
+        self.placed: list[tuple[int, str]] = []
+        self.refused: set[str] = set()
+        self.gate: asyncio.Event | None = None
+
+    async def adapt(self, slot: int, adapter: AdapterFiles) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        if adapter.name in self.refused:
+            raise LoadFailed(f"{adapter.name} cannot be read")
+        self.placed.append((slot, adapter.name))
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[StepOutput]:
         raise NotImplementedError
@@ -82,6 +95,15 @@ def plan(
 ) -> LoadPlan:
     load = LoadRequest(files=(), limits=Limits(slots, context))
     return LoadPlan(key, f"{key}:latest", load, int(gib * GIB), keep_alive)
+
+
+def adapted(adapter: str, key: str = "a", *, slots: int = 2, rank: int = 8, **fields: Any) -> LoadPlan:
+    """A plan of a model on the base `key` with an adapter."""
+    made = plan(key, **fields)
+    load = replace(made.load, adapter_room=AdapterRoom(slots, rank, ("q",)))
+    return replace(
+        made, name=f"{key}+{adapter}", load=load, adapter=AdapterFiles(adapter, ()), adapter_bytes=1000
+    )
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -325,13 +347,13 @@ def test_unload_waits_for_the_last_user() -> None:
     async def scenario() -> None:
         world = World()
         lease = await world.manager.lease(plan("a"))
-        going = asyncio.create_task(world.manager.unload("a"))
+        going = asyncio.create_task(world.manager.unload("a", "a:latest"))
         await settle()
         assert not going.done()
         lease.release()
         await going
         assert world.alive == 0
-        await world.manager.unload("a")
+        await world.manager.unload("a", "a:latest")
 
     run(scenario)
 
@@ -373,5 +395,120 @@ def test_the_janitor_sleeps_until_the_next_model_is_due() -> None:
         world.now += 1  # the clock the manager reads; the sleep itself is real and short
         await asyncio.wait_for(world.started[0].wait_closed(), 2)
         janitor.cancel()
+
+    run(scenario)
+
+
+def test_models_of_one_base_share_its_runner_each_with_its_adapter() -> None:
+    async def scenario() -> None:
+        world = World()
+        one, two = adapted("x"), adapted("y")
+        leases = [await world.manager.lease(each) for each in (one, two, one)]
+        runner = world.started[0]
+        assert len(world.started) == 1
+        assert runner.placed == [(1, "x"), (2, "y")]
+        rows = {row.name: (row.memory_bytes, row.users) for row in world.manager.loaded()}
+        assert rows == {"a+x": (GIB, 2), "a+y": (1000, 1)}
+        base = await world.manager.lease(plan("a"))
+        assert world.manager.loaded()[0].name == "a:latest"
+        for lease in (*leases, base):
+            lease.release()
+
+    run(scenario)
+
+
+def test_a_base_without_room_starts_anew_once_and_then_serves_both() -> None:
+    async def scenario() -> None:
+        world = World()
+        busy = await world.manager.lease(plan("a"))
+        waiting = asyncio.create_task(world.manager.lease(adapted("x")))
+        await settle()
+        assert not waiting.done()
+        busy.release()
+        (await waiting).release()
+        assert len(world.started) == 2
+        assert world.alive == 1
+        (await world.manager.lease(plan("a"))).release()
+        (await world.manager.lease(adapted("x"))).release()
+        assert len(world.started) == 2
+        (await world.manager.lease(adapted("big", rank=64))).release()
+        assert len(world.started) == 3
+
+    run(scenario)
+
+
+def test_requests_wait_while_every_slot_is_used_by_others() -> None:
+    async def scenario() -> None:
+        world = World()
+        first, second = [await world.manager.lease(adapted(name)) for name in "xy"]
+        third = asyncio.create_task(world.manager.lease(adapted("z")))
+        await settle()
+        assert not third.done()
+        second.release()
+        assert (await third).runner is world.started[0]
+        assert world.started[0].placed == [(1, "x"), (2, "y"), (2, "z")]
+        waiting = asyncio.create_task(world.manager.lease(adapted("y")))
+        await settle()
+        await world.manager.close()
+        with pytest.raises(ShuttingDown):
+            await waiting
+        first.release()
+
+    run(scenario)
+
+
+def test_an_adapter_is_placed_once_for_all_who_wait_and_a_bad_one_harms_nobody_else() -> None:
+    async def scenario() -> None:
+        world = World()
+        good = await world.manager.lease(adapted("x"))
+        runner = world.started[0]
+        runner.gate = asyncio.Event()
+        runner.refused.add("bad")
+        waiting = [asyncio.create_task(world.manager.lease(adapted("bad"))) for _ in range(3)]
+        await settle()
+        waiting[0].cancel()
+        runner.gate.set()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(result) for result in results] == [asyncio.CancelledError, LoadFailed, LoadFailed]
+        runner.refused.clear()
+        (await world.manager.lease(adapted("bad"))).release()
+        assert runner.placed == [(1, "x"), (2, "bad")]
+        assert world.alive == 1
+        good.release()
+
+    run(scenario)
+
+
+def test_unloading_one_model_leaves_the_others_on_its_base() -> None:
+    async def scenario() -> None:
+        world = World()
+        for each in (adapted("x"), adapted("y", keep_alive=10), plan("a", keep_alive=-1)):
+            (await world.manager.lease(each)).release()
+        assert world.alive == 1
+        started = len(world.started)
+        await world.manager.unload("a", "a+x")
+        assert {row.name for row in world.manager.loaded()} == {"a+y", "a:latest"}
+        world.now += 11
+        world.manager.expire()
+        assert [row.name for row in world.manager.loaded()] == ["a:latest"]
+        assert len(world.started) == started
+        await world.manager.unload("a", "a:latest")
+        assert world.alive == 0
+        assert world.manager.loaded() == []
+
+    run(scenario)
+
+
+def test_a_new_request_keeps_a_model_that_was_to_be_unloaded() -> None:
+    async def scenario() -> None:
+        world = World()
+        lease = await world.manager.lease(plan("a"))
+        going = asyncio.create_task(world.manager.unload("a", "a:latest"))
+        await settle()
+        again = await world.manager.lease(plan("a"))
+        lease.release()
+        again.release()
+        await going
+        assert world.alive == 1
 
     run(scenario)

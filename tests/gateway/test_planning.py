@@ -1,14 +1,18 @@
-"""What a runner is told to load, and which models share one."""
+"""What a runner is told to load: models of one base share it, and its room for their adapters."""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engines.base import AdapterRoom
+from gateway.adapters import SLOTS, AdapterRooms, adapter_name, adapter_of
 from gateway.errors import LoadError
-from gateway.planning import adapter_name, adapters_of, runner_key
+from gateway.sandbox_calls import MeasureAdapter
 from modelfiles.files import ModelFile
 from tests.gateway.scripted_model import scripted_model
 
@@ -21,19 +25,41 @@ def adapter(weights: str) -> tuple[ModelFile, ...]:
     )
 
 
-def test_models_share_a_runner_when_weights_and_adapters_are_the_same(tmp_path: Path) -> None:
+class Measuring:
+    """A sandbox that knows what each adapter needs, by the last digit of its weights' digest."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.needs = {"1": AdapterRoom(SLOTS, 8, ("q", "v")), "2": AdapterRoom(SLOTS, 16, ("up",))}
+
+    async def call(self, question: MeasureAdapter, result: object) -> Any:
+        self.asked += 1
+        return self.needs[question.adapter[1].digest[-1]]
+
+
+def test_an_adapter_is_called_by_the_digest_of_all_its_files(tmp_path: Path) -> None:
     base = scripted_model(tmp_path)
     one, other = replace(base, adapters=(adapter("1"),)), replace(base, adapters=(adapter("2"),))
     renamed = replace(one, name="else", adapters=(adapter("1")[::-1],))
-    assert len({runner_key(model) for model in (base, one, other)}) == 3
-    assert runner_key(renamed) == runner_key(one)
-    assert runner_key(base) == base.weights_digest
-
-
-def test_a_request_names_the_adapter_that_was_loaded(tmp_path: Path) -> None:
-    base = scripted_model(tmp_path)
     assert adapter_name(base) is None
-    one = replace(base, adapters=(adapter("1"),))
-    assert [adapter_name(one)] == [loaded.name for loaded in adapters_of(one)]
+    assert adapter_name(one) != adapter_name(other)
+    assert adapter_name(one) == adapter_name(renamed)
     with pytest.raises(LoadError, match="2 adapters"):
-        adapter_name(replace(one, adapters=(adapter("1"), adapter("2"))))
+        adapter_of(replace(one, adapters=(adapter("1"), adapter("2"))))
+
+
+def test_a_base_has_room_for_all_adapters_asked_for_so_far(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        sandbox = Measuring()
+        rooms = AdapterRooms(sandbox)  # type: ignore[arg-type]
+        base = scripted_model(tmp_path)
+        one, other = replace(base, adapters=(adapter("1"),)), replace(base, adapters=(adapter("2"),))
+        assert await rooms.beside(base) is None
+        assert await rooms.beside(one) == sandbox.needs["1"]
+        assert await rooms.beside(base) == sandbox.needs["1"]
+        both = AdapterRoom(SLOTS, 16, ("q", "up", "v"))
+        assert await rooms.beside(other) == await rooms.beside(one) == both
+        assert sandbox.asked == 2
+        assert await rooms.beside(replace(base, weights_digest="0" * 64)) is None
+
+    asyncio.run(scenario())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engines.base import AdapterFiles
+from engines.base import AdapterRoom
 from engines.decoder import weights
-from engines.decoder.adapters import load_adapters, read_adapter
+from engines.decoder.adapter_files import check_adapter, open_adapter, room_bytes, room_for
+from engines.decoder.adapters import empty_stacks, fill_slot, read_filling, with_stacks
 from engines.decoder.cache import init_cache
 from engines.decoder.model import Batch, forward, logits
 from engines.decoder.quant import QuantizedMatrix, to_float
 from engines.decoder.weights import WeightsError
+from engines.decoder.weights.headers import read_headers
 from engines.decoder.weights.loading import LoadedModel
 from modelfiles.files import ModelFile
 
@@ -57,9 +60,9 @@ def peft(folder: Path, pairs: Any, to_safetensors: Any, **settings: Any) -> tupl
     )
 
 
-def gguf_adapter(path: Path, pairs: Any, alpha: float) -> tuple[ModelFile, ...]:
+def gguf_adapter(path: Path, pairs: Any, alpha: float, architecture: str = "llama") -> tuple[ModelFile, ...]:
     """As llama.cpp's convert_lora_to_gguf writes it: Llama's query rows interleaved."""
-    writer = gguf.GGUFWriter(str(path), "llama")
+    writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_string("general.type", "adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", alpha)
@@ -115,13 +118,18 @@ def test_a_batch_of_adapters_equals_merged_weights(
     model = weights.load(stories_folder)
     first, second, third = halves(4, 1), halves(7, 2), halves(16, 3)
     adapters = [
-        AdapterFiles("a", peft(tmp_path / "a", first, to_safetensors, r=4, lora_alpha=8)),
-        AdapterFiles("b", gguf_adapter(tmp_path / "b.gguf", second, alpha=3.5)),
-        AdapterFiles("c", peft(tmp_path / "c", third, to_safetensors, r=16, lora_alpha=8, use_rslora=True)),
+        peft(tmp_path / "a", first, to_safetensors, r=4, lora_alpha=8),
+        gguf_adapter(tmp_path / "b.gguf", second, alpha=3.5),
+        peft(tmp_path / "c", third, to_safetensors, r=16, lora_alpha=8, use_rslora=True),
     ]
-    device = jax.devices("cpu")[0]
-    params, numbers = load_adapters(model.config, model.params, adapters, device)
-    assert numbers == {"a": 1, "b": 2, "c": 3}
+    room = AdapterRoom(3, 16, ("down", "q", "up", "v"))
+    stacks = empty_stacks(model.config, room, jax.devices("cpu")[0])
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(stacks)) == room_bytes(model.config, room)
+    for slot, files in enumerate(adapters, 1):
+        check_adapter(model.config, files)
+        filling = read_filling(model.config, room, files)
+        stacks = fill_slot(stacks, jnp.int32(slot), filling)
+    params = with_stacks(model.params, stacks)
     together = run(model, params, [0, 2, 1, 3])
     plain = run(model, model.params, [0])[0]
     np.testing.assert_allclose(together[0], plain, atol=1e-4)
@@ -134,14 +142,56 @@ def test_a_batch_of_adapters_equals_merged_weights(
 def test_what_does_not_fit_the_base_is_refused(
     stories_folder: list[ModelFile], to_safetensors: Any, tmp_path: Path
 ) -> None:
-    config = weights.load(stories_folder).config
-    wrong = {"layers.0.q": (np.zeros((4, 60), np.float32), np.zeros((64, 4), np.float32))}
-    with pytest.raises(WeightsError, match=r"'layers\.0\.q' has shapes \(4, 60\)"):
-        read_adapter(config, peft(tmp_path / "a", wrong, to_safetensors, r=4))
-    beyond = {"layers.9.q": (np.zeros((4, 64), np.float32), np.zeros((64, 4), np.float32))}
-    with pytest.raises(WeightsError, match="which cannot be adapted"):
-        read_adapter(config, peft(tmp_path / "b", beyond, to_safetensors, r=4))
-    with pytest.raises(WeightsError, match="DoRA"):
-        read_adapter(config, peft(tmp_path / "c", halves(2, 0), to_safetensors, r=2, use_dora=True))
+    config = read_headers(stories_folder).config
+    good = halves(2, 0)
+    down, up = good["layers.0.q"]
+
+    def refused(words: str, pairs: Any, **settings: Any) -> None:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        with pytest.raises(WeightsError, match=words):
+            check_adapter(config, peft(folder, pairs, to_safetensors, **settings))
+
+    refused(r"'layers\.0\.q' has shapes \(2, 60\)", {"layers.0.q": (down[:, :60], up)})
+    refused("expected two axes", {"layers.0.q": (down[0], up)})
+    refused("which cannot be adapted", {"layers.9.q": (down, up)})
+    refused(r"'base_model.*q_proj\.lora_B\.weight' holds NaN", {"layers.0.q": (down, up * np.nan)})
+    refused("no LoRA matrices", {})
+    refused("DoRA", good, use_dora=True)
+    refused("of type 'LOHA'", good, peft_type="LOHA")
+    refused("'many' as lora_alpha", good, lora_alpha="many")
     with pytest.raises(WeightsError, match=r"needs the adapter_config\.json"):
-        read_adapter(config, peft(tmp_path / "d", halves(2, 0), to_safetensors)[1:])
+        check_adapter(config, peft(tmp_path / "alone", good, to_safetensors)[1:])
+
+
+def test_adapters_of_other_models_are_refused(
+    stories_folder: list[ModelFile], to_safetensors: Any, tmp_path: Path
+) -> None:
+    config = read_headers(stories_folder).config
+    gemma = gguf_adapter(tmp_path / "gemma.gguf", halves(2, 0), alpha=1, architecture="gemma3")
+    with pytest.raises(WeightsError, match="for 'gemma3' models, the base is of 'llama'"):
+        check_adapter(config, gemma)
+    mistral = replace(config, architecture="mistral")
+    check_adapter(mistral, gguf_adapter(tmp_path / "llama.gguf", halves(2, 0), alpha=1))
+    name = "base_model.model.vision_tower.layers.0.self_attn.q_proj.lora_"
+    folder = tmp_path / "vision"
+    files = peft(folder, {}, to_safetensors)
+    tensors = {
+        f"{name}A.weight": np.zeros((2, 64), np.float32),
+        f"{name}B.weight": np.zeros((64, 2), np.float32),
+    }
+    (folder / "adapter_model.safetensors").write_bytes(to_safetensors(tensors))
+    with pytest.raises(WeightsError, match=r"vision_tower.* a part that is left out"):
+        check_adapter(config, files)
+
+
+def test_exceptions_to_alpha_and_the_room_an_adapter_needs(
+    stories_folder: list[ModelFile], to_safetensors: Any, tmp_path: Path
+) -> None:
+    config = read_headers(stories_folder).config
+    settings = {"lora_alpha": 9, "alpha_pattern": {"layers.3.mlp.up_proj": 36}}
+    pairs = open_adapter(config, peft(tmp_path / "a", halves(9, 0), to_safetensors, **settings))
+    scales = {name: pair.scale for name, pair in pairs.items() if pair.scale != 1}
+    assert scales == {"layers.3.up": 4.0}
+    assert room_for(pairs, slots=2) == AdapterRoom(2, 16, ("down", "q", "up", "v"))
+    five_layers = 64 + 64 + 32 + 64 + 172 + 64 + 64 + 172
+    assert room_bytes(config, AdapterRoom(2, 16, ("down", "q", "up", "v"))) == 4 * 3 * 16 * 5 * five_layers

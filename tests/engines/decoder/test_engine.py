@@ -17,11 +17,14 @@ import pytest
 
 from engines.base import (
     AdapterFiles,
+    AdapterRoom,
+    AdaptRequest,
     EncodeRequest,
     GenerateRequest,
     Grammar,
     InvalidRequest,
     Limits,
+    LoadFailed,
     LoadRequest,
     OutOfMemory,
     SamplingParams,
@@ -404,32 +407,72 @@ def test_a_step_updates_the_cache_in_place(engine: DecoderEngine) -> None:
         assert memory.alias_size_in_bytes >= held, kind
 
 
-def test_an_adapter_changes_its_own_requests_only(
-    stories_folder: list[ModelFile], to_safetensors: Any, tmp_path: Path
-) -> None:
-    chooser = np.random.default_rng(1)
+def lora(folder: Path, seed: int, to_safetensors: Any, rank: int = 4) -> tuple[ModelFile, ...]:
+    """A PEFT adapter of one matrix."""
+    folder.mkdir()
+    chooser = np.random.default_rng(seed)
     name = "base_model.model.model.layers.0.mlp.up_proj.lora_"
     tensors = {
-        f"{name}A.weight": chooser.standard_normal((4, 64)).astype(np.float32),
-        f"{name}B.weight": chooser.standard_normal((172, 4)).astype(np.float32),
+        f"{name}A.weight": chooser.standard_normal((rank, 64)).astype(np.float32),
+        f"{name}B.weight": chooser.standard_normal((172, rank)).astype(np.float32),
     }
-    (tmp_path / "adapter_model.safetensors").write_bytes(to_safetensors(tensors))
-    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
-    files = tuple(
+    (folder / "adapter_model.safetensors").write_bytes(to_safetensors(tensors))
+    (folder / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    return tuple(
         ModelFile("adapter", path.name, str(path), "sha256:" + "0" * 64, path.stat().st_size)
-        for path in sorted(tmp_path.iterdir())
+        for path in sorted(folder.iterdir())
+    )
+
+
+def place(engine: DecoderEngine, slot: int, name: str, files: tuple[ModelFile, ...]) -> None:
+    adapter = AdapterFiles(name, files)
+    engine.adapt(AdaptRequest(0, slot, adapter), engine.read_adapter(adapter))
+
+
+def test_adapters_come_and_go_in_slots_without_compiling(
+    stories_folder: list[ModelFile], to_safetensors: Any, tmp_path: Path, compiled: list[str]
+) -> None:
+    first, second, wide = (
+        lora(tmp_path / str(i), i, to_safetensors, rank) for i, rank in ((1, 4), (2, 3), (3, 40))
     )
     engine = DecoderEngine(compiler_options=QUICK)
-    load = LoadRequest(tuple(stories_folder), Limits(2, 64), adapters=(AdapterFiles("storyteller", files),))
-    engine.load(load, lambda progress: None)
+    room = AdapterRoom(1, 8, ("up",))
+    engine.load(LoadRequest(tuple(stories_folder), Limits(2, 64), adapter_room=room), lambda progress: None)
+    engine._programs.wait_all()
+    place(engine, 1, "first", first)
+    compiled.clear()
     plain = one(engine, max_tokens=20)
-    outputs = run(engine, [ask(1, max_tokens=20), ask(2, max_tokens=20, adapter="storyteller")])
+    outputs = run(engine, [ask(1, max_tokens=20), ask(2, max_tokens=20, adapter="first")])
     assert outputs[1].token_ids == plain.token_ids != outputs[2].token_ids
-    again = one(engine, max_tokens=20, adapter="storyteller")
-    assert again.token_ids == outputs[2].token_ids
-    with pytest.raises(InvalidRequest, match="loaded: storyteller"):
-        engine.submit(ask(adapter="other"), None)
-    engine._programs.stop_compiling()
+
+    engine.submit(ask(3, adapter="first"), None)
+    with pytest.raises(InvalidRequest, match="slot 1 is in use"):
+        place(engine, 1, "second", second)
+    engine.cancel(3)
+    engine.step()
+    place(engine, 1, "second", second)
+    other = one(engine, max_tokens=20, adapter="second")
+    assert other.token_ids not in (plain.token_ids, outputs[2].token_ids)
+    with pytest.raises(InvalidRequest, match="loaded: second"):
+        engine.submit(ask(adapter="first"), None)
+
+    place(engine, 1, "first", first)
+    assert one(engine, max_tokens=20, adapter="first").token_ids == outputs[2].token_ids
+    assert one(engine, max_tokens=20).token_ids == plain.token_ids
+    with pytest.raises(LoadFailed, match="rank 40 on up; there is room for rank 8"):
+        place(engine, 1, "wide", wide)
+    with pytest.raises(InvalidRequest, match="no adapter slot 2"):
+        place(engine, 2, "second", second)
+
+    for request in (EncodeRequest(1, (BOS, 400, 401)), EncodeRequest(2, (BOS, 400, 401), "first")):
+        engine.submit_embedding(request)
+    vectors: dict[int, bytes] = {}
+    while len(vectors) < 2:
+        vectors |= {each.request_id: each.vector for each in engine.step().embedded}
+    usual, changed = (np.frombuffer(vectors[key], "<f4") for key in (1, 2))
+    assert abs(float(usual @ usual) - 1) < 1e-5
+    assert float(usual @ changed) < 0.999
+    assert compiled == []
 
 
 def test_sizes_of_programs_stay_few() -> None:
