@@ -61,7 +61,9 @@ def dot(x: jax.Array, arrays: Sequence[Any], block_type: str, shape: tuple[int, 
     if parts == 1:
         return multiply(arrays)
     split = [array.reshape(parts, -1, *array.shape[1:]) for array in arrays]
-    products = jax.lax.map(multiply, split)  # a loop: side by side, all parts would be unpacked first
+    products: jax.Array = jax.lax.map(
+        multiply, split
+    )  # a loop: side by side, all parts would be unpacked first
     return products.transpose(1, 0, 2).reshape(x.shape[0], -1)
 
 
