@@ -82,7 +82,7 @@ class LlamaCpp:
         found = [self.folder / name for name in LIBRARIES if (self.folder / name).is_file()]
         if not found:
             raise PeerError(f"{self.folder} holds no {' or '.join(LIBRARIES)}; build with shared libraries")
-        command = [sys.executable, "-c", ASK, found[0]]
+        command = [sys.executable, "-c", ASK, str(found[0])]
         asked = subprocess.run(command, capture_output=True, text=True, check=True)
         used = set(re.findall(r"(\w+) = 1", asked.stdout))
         has = _processor_flags()
