@@ -296,7 +296,7 @@ class BlobStore:
             if not self.disk.link(source, staged):
                 return None
             try:
-                if not os.path.samestat(staged.stat(), os.fstat(file.fileno())):
+                if not os.path.samestat(staged.lstat(), os.fstat(file.fileno())):
                     return None  # the name was given to another file meanwhile
                 existed = self.publish(staged, file.fileno(), digest, size)
             finally:

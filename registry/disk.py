@@ -101,9 +101,12 @@ class Disk:
             source.rename(target)
 
     def link(self, source: Path, target: Path) -> bool:
-        """Gives a file a second name; False where the file system or its rules forbid it."""
+        """Gives a file a second name; False where the file system or its rules forbid it.
+
+        Of a symbolic link it is the file that gets the name: `os.link` would name the link again on Linux.
+        """
         try:
-            os.link(source, target, follow_symlinks=True)
+            os.link(source.resolve(strict=True), target)
         except FileExistsError:
             raise
         except OSError as error:

@@ -139,7 +139,7 @@ def classify(files: Mapping[str, Path], shown: str) -> list[Part]:
 
 
 def _is_cached(path: Path) -> bool:
-    """Whether a hub's own client keeps the file: Hugging Face's shows links, Kaggle's marks whole versions."""
+    """Whether a hub's own client keeps the file: Hugging Face's has links, Kaggle's marks whole versions."""
     if path.is_symlink():
         return True
     return any(

@@ -185,6 +185,9 @@ def test_a_hub_caches_snapshot_is_linked_not_copied(store: Store, tmp_path: Path
         (snapshot / name).symlink_to(cache / "blobs" / name[:3])
     model, _ = make(store, "fox", f"FROM {snapshot}", tmp_path)
     assert Path(model.files[0].path).samefile(cache / "blobs" / "mod")
+    assert not Path(model.files[0].path).is_symlink()
+    (cache / "blobs" / "mod").unlink()  # the hub's own client tidies up
+    assert Path(model.files[0].path).read_bytes() == safetensors_bytes()
 
 
 def test_a_version_in_kaggles_own_cache_is_linked(store: Store, tmp_path: Path) -> None:

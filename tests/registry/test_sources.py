@@ -130,9 +130,14 @@ def test_weights_in_the_hubs_own_cache_are_linked(store: Store, hub: FakeHub, tm
     data = hub.repos["org/fox"]["fox-Q4_0.gguf"]
     cached = tmp_path / "hub" / "models--org--fox" / "blobs" / hashlib.sha256(data).hexdigest()
     cached.parent.mkdir(parents=True)
-    cached.write_bytes(data)
+    shared = tmp_path / "hub" / "shared" / "x"  # newer clients keep one copy for all repositories
+    shared.parent.mkdir()
+    shared.write_bytes(data)
+    cached.symlink_to("../../shared/x")
     pull(store, hub, "hf.co/org/fox", environment={"HF_HOME": str(tmp_path)})
-    assert Path(store.list()[0].files[0].path).samefile(cached)
+    blob = Path(store.list()[0].files[0].path)
+    assert blob.samefile(shared)
+    assert not blob.is_symlink()
     assert hub.sent("/resolve/") == 0
 
 
