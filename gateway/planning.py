@@ -122,5 +122,6 @@ class Planner:
             budget=self._device.budget if wanted else int(self._device.budget * AUTOMATIC_SHARE),
             most=self._device.budget,
             kv_type=self._settings.kv_type or "bf16",
+            device=kind,
             room=room,
         )

@@ -123,6 +123,7 @@ class Measure:
     budget: int
     most: int
     kv_type: Literal["bf16", "f32", "int8"] = "bf16"
+    device: Literal["cpu", "gpu"] = "cpu"
     room: AdapterRoom | None = None
 
 

@@ -161,13 +161,13 @@ def measure(call: Measure) -> Measured:
     room, room_size = _room(call)
 
     def measured(slots: int, context: int) -> Measured:
-        size = memory_needed(call.files, slots, context, call.kv_type) + room_size
+        size = memory_needed(call.files, slots, context, call.kv_type, call.device) + room_size
         return Measured(slots, context, size, room, room_size // (1 + room.slots) if room else 0)
 
     context = 0
     for budget in (call.budget, call.most):
         for slots in call.slots:
-            fitting = largest_context(call.files, slots, budget - room_size, call.kv_type)
+            fitting = largest_context(call.files, slots, budget - room_size, call.kv_type, call.device)
             context = min(call.wanted, fitting)
             if context >= min(call.wanted, LEAST_CONTEXT):
                 return measured(slots, context)
