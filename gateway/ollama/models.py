@@ -136,7 +136,7 @@ async def _running_row(request: Request, loaded: Loaded, moment: datetime) -> di
         row |= {"digest": loaded.key, "details": {"family": "", "families": []}}
     return row | {
         "size": loaded.memory_bytes,
-        "size_vram": loaded.memory_bytes if loaded.device == "gpu" else 0,
+        "size_vram": loaded.memory_bytes if loaded.device != "cpu" else 0,
         "expires_at": timestamp(expiry(loaded, moment)),
         "context_length": loaded.context,
     }
