@@ -23,12 +23,13 @@ from gateway.memory import Device
 from gateway.metrics import Metrics
 from gateway.planning import Planner
 from gateway.residency import LoadPlan, Runner
-from gateway.sandbox import Sandbox
-from gateway.sandbox_calls import Examine
+from gateway.sandbox import Sandbox, SandboxError
+from gateway.sandbox_calls import Examine, ExamineAdapter
 from gateway.service import Service
 from gateway.settings import Settings
 from modelfiles.description import ModelDescription
 from modelfiles.files import ModelFile
+from registry.errors import InvalidModelfile
 from registry.pull import ClientSettings, Puller
 from registry.store import Store
 
@@ -103,6 +104,14 @@ class Gateway:
         """Reads strangers' weight files in a sandbox worker, before a model of them is published."""
         seconds = EXAMINE_SECONDS + sum(file.size for file in files) / SCANNED_BYTES_PER_SECOND
         return await self.sandbox.call(Examine(tuple(files)), ModelDescription, seconds)
+
+    async def examine_adapter(self, files: Sequence[ModelFile], adapter: Sequence[ModelFile]) -> None:
+        """Whether an adapter fits the weights; raises InvalidModelfile, saying what does not."""
+        seconds = EXAMINE_SECONDS + sum(file.size for file in adapter) / SCANNED_BYTES_PER_SECOND
+        try:
+            await self.sandbox.call(ExamineAdapter(tuple(files), tuple(adapter)), bool, seconds)
+        except SandboxError as error:
+            raise InvalidModelfile(str(error)) from error
 
     def check_open(self) -> None:
         """Raises `ShuttingDown` once the server drains."""

@@ -62,7 +62,8 @@ class ModelfileError(ValueError):
 class Modelfile:
     """What a Modelfile says. `base` is its first FROM, `bases` any further ones (a projector, say).
 
-    Of repeated SYSTEM, TEMPLATE, REQUIRES, RENDERER, PARSER and DRAFT lines the last counts. `parameters`
+    Of repeated SYSTEM, TEMPLATE, REQUIRES, RENDERER, PARSER and DRAFT lines the last counts; a second ADAPTER
+    is refused, as Ollama's server does. `parameters`
     keeps names and texts in order, checked; `typed_parameters` gives their values.
     """
 
@@ -149,6 +150,8 @@ class _Draft:
             self.parameters.append((instruction.argument, value))
         elif name == "message":
             self.messages.append(Message.of(_role(instruction.argument), value))
+        elif name == "adapter" and self.adapters:
+            raise ValueError("only one adapter is currently supported; give each its own model on one base")
         elif name in _SINGLE:
             self.single[name] = value.removeprefix("v") if name == "requires" else value
         else:

@@ -34,10 +34,14 @@ if TYPE_CHECKING:
     from modelfiles.modelfile import Modelfile
 
 Inspect = Callable[[Sequence[ModelFile]], ModelDescription | Awaitable[ModelDescription]]
+CheckAdapter = Callable[[Sequence[ModelFile], Sequence[ModelFile]], Awaitable[None]]
+"""Raises InvalidModelfile unless an adapter (second) fits the weights (first)."""
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 """What weights must be stored as to be quantized."""
 
 _FORMAT_STATUS = {"gguf": "parsing GGUF", "safetensors": "converting model", "orbax": "converting model"}
+ADAPTER_HEADS = (".gguf", "adapter_config.json")
+"""How the one file of each adapter ends that tells adapters apart."""
 _TEXT_KINDS = ("template", "system", "params", "messages", "license", "prompt")
 
 
@@ -71,6 +75,7 @@ async def create(
     files: Mapping[str, Digest] | None = None,
     adapters: Mapping[str, Digest] | None = None,
     inspect: Inspect,
+    check_adapter: CheckAdapter | None = None,
     quantize: Quantize | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> Model:
@@ -94,6 +99,8 @@ async def create(
         if quantize is not None:
             base = await job.quantized(base, quantize, inspect)
         added = await in_thread(job.adapter_layers, modelfile, folder, adapters)
+        if added and check_adapter is not None:
+            await job.checked(base, added, next(iter(adapters or modelfile.adapters)), check_adapter)
         return await in_thread(job.write, target, modelfile, base, added)
 
 
@@ -274,16 +281,26 @@ class ModelBuilder:
     def adapter_layers(
         self, modelfile: Modelfile, folder: Path | None, uploaded: Mapping[str, Digest] | None
     ) -> list[Layer]:
-        """The layers of the adapters, one group each."""
-        found: list[Layer] = []
+        """The layers of the one adapter a model may have; none without."""
+        heads = [name for name in uploaded or () if name.endswith(ADAPTER_HEADS)]
+        if len(heads) > 1 or len(modelfile.adapters) > 1:
+            raise InvalidModelfile("only one adapter is currently supported")
         if uploaded:
-            found += self._adapter(self._uploaded_parts(uploaded), next(iter(uploaded)))
-        for text in modelfile.adapters if not uploaded else ():
+            return self._adapter(self._uploaded_parts(uploaded), next(iter(uploaded)))
+        for text in modelfile.adapters:
             path = (folder / Path(text).expanduser()) if folder is not None else None
             if path is None or not path.exists():
                 raise InvalidModelfile(f"ADAPTER {text!r}: no such file")
-            found += self._adapter(parts_of_path(path), path.stem)
-        return found
+            return self._adapter(parts_of_path(path), path.stem)
+        return []
+
+    async def checked(self, base: Base, adapter: Sequence[Layer], name: str, check: CheckAdapter) -> None:
+        """Refuses, by the `name` it was given by, an adapter that `check` refuses."""
+        weights = [self.model_file(layer) for layer in base.layers if layer.kind != "adapter"]
+        try:
+            await check(weights, [self.model_file(layer) for layer in adapter])
+        except InvalidModelfile as error:
+            raise InvalidModelfile(f"ADAPTER {name!r}: {error}") from error
 
     def _adapter(self, parts: Sequence[Part], group: str) -> list[Layer]:
         named = len(parts) > 1

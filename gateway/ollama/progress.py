@@ -63,6 +63,7 @@ async def create(request: Request) -> Response:
             files=files or None,
             adapters=adapters or None,
             inspect=gateway.examine,
+            check_adapter=gateway.examine_adapter,
             quantize=quantize,
             on_progress=on_progress,
         )

@@ -132,6 +132,12 @@ COMMANDS = (
             1,
         ),
         ("FROM x\nMESSAGE User hi", 'message role must be one of "system", "user", or "assistant"', 2, 1),
+        (
+            "FROM x\nADAPTER a.gguf\n ADAPTER b.gguf",
+            "only one adapter is currently supported; give each its own model on one base",
+            3,
+            2,
+        ),
         ("FROM x\nREQUIRES new", "requires must be a valid semver (e.g. 0.14.0)", 2, 1),
     ],
 )
@@ -163,7 +169,7 @@ MODELFILES = st.builds(
     parameters=st.lists(PARAMETER, max_size=3).map(tuple),
     template=st.none() | TEXT,
     system=st.none() | TEXT,
-    adapters=st.lists(NAME, max_size=2).map(tuple),
+    adapters=st.lists(NAME, max_size=1).map(tuple),
     messages=st.lists(st.builds(Message.of, ROLE, TEXT), max_size=3).map(tuple),
     licenses=st.lists(TEXT, max_size=2).map(tuple),
     requires=st.none() | st.sampled_from(["1.2.3", "0.1"]),

@@ -266,16 +266,44 @@ def test_adapters(store: Store, gguf: Path) -> None:
     peft.mkdir()
     (peft / "adapter_model.safetensors").write_bytes(safetensors_bytes())
     (peft / "adapter_config.json").write_text("{}")
-    model, _ = make(store, "fox", "FROM fox.gguf\nADAPTER lora.gguf\nADAPTER ./peft", gguf)
-    single, several = model.adapters
-    assert [file.role for file in (*single, *several)] == ["adapter"] * 3
+    fox, _ = make(store, "fox", "FROM fox.gguf\nADAPTER lora.gguf", gguf)
+    ((single,),) = fox.adapters
+    assert single.role == "adapter"
+    owl, _ = make(store, "owl", "FROM fox.gguf\nADAPTER ./peft", gguf)
+    (several,) = owl.adapters
     assert {file.name for file in several} == {"adapter_model.safetensors", "adapter_config.json"}
     plain, _ = make(store, "plain", "FROM fox.gguf", gguf)
-    assert plain.weights_digest == model.weights_digest
+    assert plain.weights_digest == fox.weights_digest == owl.weights_digest
     derived, _ = make(store, "derived", "FROM fox\nSYSTEM x")
-    assert derived.adapters == model.adapters
+    assert derived.adapters == fox.adapters
+    other, _ = make(store, "other", "FROM fox\nADAPTER ./peft", gguf)
+    assert other.adapters == owl.adapters
     with pytest.raises(InvalidModelfile, match="no such file"):
         make(store, "x", "FROM fox\nADAPTER ghost.gguf", gguf)
+
+
+def test_a_second_adapter_is_refused(store: Store, gguf: Path) -> None:
+    first, second = (store.blobs.put_bytes(gguf_bytes(seed)).digest for seed in (8, 9))
+    with pytest.raises(InvalidModelfile, match="only one adapter"):
+        make(store, "x", "FROM fox.gguf", gguf, adapters={"a.gguf": first, "b.gguf": second})
+    two = Modelfile("fox.gguf", adapters=("a.gguf", "b.gguf"))
+    with pytest.raises(InvalidModelfile, match="only one adapter"):
+        asyncio.run(create(store, "x", two, folder=gguf, inspect=describe))
+
+
+def test_an_adapter_that_does_not_fit_is_refused_by_the_name_it_was_given(store: Store, gguf: Path) -> None:
+    (gguf / "lora.gguf").write_bytes(gguf_bytes(9))
+    seen: list[tuple[str, ...]] = []
+
+    async def refuse(weights: Sequence[ModelFile], adapter: Sequence[ModelFile]) -> None:
+        seen.append((*(file.role for file in weights), *(file.role for file in adapter)))
+        raise InvalidModelfile("too wide")
+
+    with pytest.raises(InvalidModelfile, match=r"^ADAPTER '\./lora\.gguf': too wide"):
+        make(store, "fox", "FROM fox.gguf\nADAPTER ./lora.gguf", gguf, check_adapter=refuse)
+    assert seen == [("weights", "adapter")]
+    assert store.list() == []
+    make(store, "fox", "FROM fox.gguf", gguf, check_adapter=refuse)
 
 
 def test_a_create_that_fails_changes_nothing(store: Store, gguf: Path) -> None:

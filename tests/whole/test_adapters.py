@@ -114,3 +114,18 @@ def test_models_of_one_base_share_its_runner(served: Served, models: Path) -> No
     for name in names(served):
         served.command("stop", name)
     assert runners(served) == 0
+
+
+def test_adapters_that_cannot_serve_are_refused_at_create(served: Served, models: Path) -> None:
+    narrow = {name: (down[:, :32], up) for name, (down, up) in halves(2, 3).items()}
+    gguf_adapter(models / "narrow.gguf", narrow, alpha=1)
+    refused = create(served, models, "bad", "FROM plain", f"ADAPTER {models / 'narrow.gguf'}", check=False)
+    assert "ADAPTER 'narrow.gguf': the adapter of 'layers.0.down' has shapes (2, 32)" in refused
+    gguf_adapter(models / "gemma.gguf", halves(2, 3), alpha=1, architecture="gemma3")
+    refused = create(served, models, "bad", "FROM plain", f"ADAPTER {models / 'gemma.gguf'}", check=False)
+    assert "ADAPTER 'gemma.gguf': the adapter is for 'gemma3' models, the base is of 'llama'" in refused
+    both = [f"ADAPTER {models / f'{name}.gguf'}" for name in ("first", "second")]
+    assert "(line 3, column 1): only one adapter" in create(
+        served, models, "bad", "FROM plain", *both, check=False
+    )
+    assert served.post("/api/show", {"model": "bad"}).status_code == 404
