@@ -19,6 +19,7 @@ from llguidance.numpy import fill_next_token_bitmask
 from numpy.typing import NDArray
 
 from engines.base import Grammar, GrammarKind, InvalidRequest
+from engines.json_schema import fault_path, without_annotations
 from modelfiles.files import ModelFile
 from modelfiles.vocabulary import Vocabulary
 
@@ -39,9 +40,40 @@ def check_grammar(grammar: Grammar) -> None:
     Compiles it against an alphabet of single bytes and takes the first step, since some faults (a `$ref`
     that only refers to itself) show no earlier. May take long on hostile input: call it under a deadline.
     """
-    matcher = _matcher(_byte_tokenizer(), grammar)
+    try:
+        _try_out(grammar)
+    except InvalidRequest as error:
+        if grammar.kind == "json_schema" and (path := _fault_path(grammar, str(error))):
+            raise InvalidRequest(f"{error} (at {path})") from error
+        raise
+
+
+def _try_out(grammar: Grammar) -> None:
+    matcher = compile_matcher(byte_tokenizer(), grammar)
     fill_next_token_bitmask(matcher, np.zeros((1, 9), np.int32))
     _check(matcher, grammar.kind)
+
+
+def _fault_path(grammar: Grammar, error: str) -> str | None:
+    """Where in a schema the fault lies; None when it is no schema at all."""
+
+    def error_of(schema: Any) -> str | None:
+        try:
+            _try_out(Grammar("json_schema", json.dumps(schema)))
+        except (InvalidRequest, RecursionError) as found:
+            return _gist(str(found))
+        return None
+
+    try:
+        schema = json.loads(grammar.source)
+    except (ValueError, RecursionError):
+        return None
+    return fault_path(schema, _gist(error), error_of)
+
+
+def _gist(error: str) -> str:
+    """An error without the place where the library met it, which differs from part to part."""
+    return error.split("\n", 1)[0]
 
 
 def vocabulary_tokenizer(vocabulary: Vocabulary, size: int) -> llguidance.LLTokenizer:
@@ -90,7 +122,7 @@ class GrammarCompiler:
 
     def compile(self, grammar: Grammar) -> Matcher:
         """Raises `InvalidRequest` when the grammar is broken or the model has no tokenizer."""
-        return Matcher(_matcher(self._open(), grammar), grammar)
+        return Matcher(compile_matcher(self._open(), grammar), grammar)
 
     def _open(self) -> llguidance.LLTokenizer:
         with self._lock:  # two first requests at once must not read it twice
@@ -116,7 +148,7 @@ def _json(_: str) -> str:
 
 def _json_schema(source: str) -> str:
     try:
-        schema = json.loads(source)
+        schema = without_annotations(json.loads(source))
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the JSON schema is not JSON: {error}") from error
     if not isinstance(schema, dict | bool):
@@ -154,7 +186,7 @@ def _escape(text: str) -> str:
 SOURCES = {"json": _json, "json_schema": _json_schema, "regex": _regex, "lark": _lark, "choice": _choice}
 
 
-def _matcher(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> llguidance.LLMatcher:
+def compile_matcher(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> llguidance.LLMatcher:
     if len(grammar.source.encode()) > MAX_SOURCE_BYTES:
         raise InvalidRequest(f"the grammar is longer than {MAX_SOURCE_BYTES} bytes")
     try:
@@ -233,5 +265,5 @@ def _tokenizer(
     return llguidance.LLTokenizer(wrapper, n_vocab=size, eos_token=end_ids, slices=[])
 
 
-def _byte_tokenizer() -> llguidance.LLTokenizer:
+def byte_tokenizer() -> llguidance.LLTokenizer:
     return _tokenizer([*(bytes([i]) for i in range(256)), b"<end>"], frozenset({256}), [256], size=257)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engines.base import Grammar, InvalidRequest
-from engines.grammar import GrammarCompiler, Matcher, _matcher, check_grammar, vocabulary_tokenizer
+from engines.grammar import GrammarCompiler, Matcher, check_grammar, compile_matcher, vocabulary_tokenizer
 from engines.scripted import CONTROL_IDS, EOS, VOCABULARY
 from modelfiles.vocabulary import Vocabulary
 
@@ -30,7 +30,7 @@ TOKENIZER = vocabulary_tokenizer(TABLE, SIZE)
 
 def start(kind: str, source: str, after: tuple[int, ...] = ()) -> Matcher:
     grammar = Grammar(kind, source, after)  # type: ignore[arg-type]
-    return Matcher(_matcher(TOKENIZER, grammar), grammar)
+    return Matcher(compile_matcher(TOKENIZER, grammar), grammar)
 
 
 def allowed(matcher: Matcher) -> list[int]:
