@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: lock setup serve test check fix bench golden parity contract gpu-smoke live-pull crash bud
+.PHONY: lock setup serve test check fix bench golden parity contract gpu-smoke live-pull crash bud conformance
 
 setup: $(STAMP)
 
@@ -40,7 +40,7 @@ contract: $(STAMP)
 	$(BIN)/pytest -m contract --timeout 1200
 
 golden: $(STAMP) $(ORACLE)/.ready
-	$(PARITY) tests/parity/make_golden.py
+	$(PARITY) -m tests.parity.make_golden
 	GEMMULE_GOLDEN=1 $(BIN)/pytest -m "not slow and not gpu and not contract and not parity"
 
 ORACLE ?= .cache/oracle
@@ -75,3 +75,15 @@ live-pull: $(STAMP)
 
 gpu-smoke: $(STAMP)
 	$(BIN)/python -m tests.gpu.smoke
+
+CONFORMANCE ?= .cache/conformance
+
+$(CONFORMANCE)/.ready: tests/conformance/requirements.txt
+	$(PYTHON) -m venv $(CONFORMANCE)
+	$(CONFORMANCE)/bin/pip install -q --require-hashes -r tests/conformance/requirements.txt
+	@touch $@
+
+conformance: $(STAMP) $(CONFORMANCE)/.ready
+	$(BIN)/python -m tests.conformance.openai_python --python $(CONFORMANCE)/bin/python --cache $(CONFORMANCE)
+	$(BIN)/python -m tests.conformance.json_schema
+	$(BIN)/python -m tests.conformance.generation
