@@ -29,6 +29,7 @@ class FakeHub(HubServer):
         self.manifests: dict[str, bytes] = {}
         self.repos: dict[str, dict[str, bytes]] = {}
         self.gated: set[str] = set()
+        self.xet: set[str] = set()
         self.kaggle: dict[str, dict[int, dict[str, bytes]]] = {}
         self.kaggle_archives: dict[str, bytes] = {}
         self.consent: set[str] = set()
@@ -213,9 +214,20 @@ class FakeHub(HubServer):
                 "X-Linked-Size": str(len(data)),
                 "ETag": f'"{digest}"',
             }
+            if repo in self.xet:
+                headers |= self._xet_headers(repo, data)
             if self.cdn_origin:
                 return Answer(302, b"", {**headers, "Location": f"{self.cdn_origin}/cdn/sha256:{digest}"})
         return Answer(200, data, headers)
+
+    def _xet_headers(self, repo: str, data: bytes) -> dict[str, str]:
+        """What tells clients of the Xet protocol that they might use it; the redirect is for all others."""
+        refresh = f"{self.url}/api/models/{repo}/xet-read-token/{COMMIT}"
+        return {
+            "X-Xet-Hash": hashlib.blake2b(data, digest_size=32).hexdigest(),
+            "X-Xet-Refresh-Route": refresh,
+            "Link": f'<{refresh}>; rel="xet-auth", <{self.url}/reconstruct>; rel="xet-reconstruction-info"',
+        }
 
     def _cdn(self, request: Request, key: str) -> Answer:
         data = self.blobs.get(key)

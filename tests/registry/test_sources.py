@@ -106,6 +106,25 @@ def test_safetensors_with_their_config_and_tokenizer(store: Store, hub: FakeHub)
     clean(store)
 
 
+@pytest.mark.parametrize("expired", [False, True])
+def test_a_repository_on_xet_comes_through_its_bridge(store: Store, hub: FakeHub, expired: bool) -> None:
+    big = gguf_bytes(4, 5 * MIB)
+    hub.repos["org/fox"], hub.hf_token = {"fox-Q4_0.gguf": big}, "hf_abc"
+    hub.gated.add("org/fox")
+    hub.xet.add("org/fox")
+    with FakeHub("127.0.0.2") as bridge:
+        hub.cdn_origin, bridge.blobs = bridge.url, hub.blobs
+        if expired:  # signed addresses run out while a download lasts
+            bridge.faults["/cdn/"] = [Fault(status=403)]
+        pull(store, hub, "hf.co/org/fox", environment={"HF_TOKEN": "hf_abc"})
+        assert all("range" in request.headers for request in bridge.requests)
+        assert all("authorization" not in request.headers for request in bridge.requests)
+        assert bridge.sent("/cdn/") == len(big) + (2 if expired else 0)
+    assert Path(store.list()[0].files[0].path).read_bytes() == big
+    assert not [request for request in hub.requests if "xet" in request.path]
+    clean(store)
+
+
 def test_a_gated_repository_and_the_token(store: Store, hub: FakeHub, tmp_path: Path) -> None:
     hub.repos["org/fox"], hub.hf_token = repo("Q4_0"), "hf_abc"
     hub.gated.add("org/fox")
