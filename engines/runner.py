@@ -87,14 +87,20 @@ ENGINES: dict[str, Callable[[], ServedEngine]] = {
 def device_environment(load: LoadRequest, total_bytes: Callable[[int], int]) -> dict[str, str]:
     """The variables JAX and XLA must find when they are imported: device, memory budget, threads, cache.
 
-    `total_bytes` tells the memory of a GPU by index, needed because XLA's limit is a fraction of it.
+    `total_bytes` tells the memory of a GPU by index, needed because XLA's limit is a fraction of it; 0 where
+    the driver does not say. GPUs are numbered as `nvidia-smi` does, by bus: CUDA's own order is by speed.
     """
     found = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if load.device == "gpu":
-        found |= {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": str(load.device_index)}
-        if load.memory_bytes:
-            fraction = min(load.memory_bytes / total_bytes(load.device_index), 1.0)
-            found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{fraction:.4f}"
+        found |= {
+            "JAX_PLATFORMS": "cuda",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": str(load.device_index),
+        }
+        total = total_bytes(load.device_index) if load.memory_bytes else 0
+        if total:
+            fraction = min(load.memory_bytes / total + 1e-6, 1.0)
+            found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{fraction:.6f}"
     else:
         found["JAX_PLATFORMS"] = "cpu"
     if load.threads:
@@ -109,12 +115,16 @@ def device_environment(load: LoadRequest, total_bytes: Callable[[int], int]) -> 
 
 
 def gpu_memory_bytes(index: int) -> int:
-    """Total memory of an NVIDIA GPU, asked of its driver's tool; raises `LoadFailed`."""
+    """Total memory of an NVIDIA GPU, asked of its driver's tool; raises `LoadFailed`.
+
+    0 where that says `[N/A]`, as on boards whose GPU uses the host's memory.
+    """
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", "-i", str(index)]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10)
-        return int(answer.stdout.split()[0]) << 20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        first = answer.stdout.split()[0]
+        return int(first) << 20 if first.isdigit() else 0
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
         raise LoadFailed(f"nvidia-smi does not tell the memory of GPU {index}: {error}") from error
 
 

@@ -17,22 +17,26 @@ HOST_SHARE = 0.7
 GPU_SHARE = 0.92
 """Of a GPU's memory; the rest holds CUDA contexts and the compiler's scratch space."""
 
+SMI_SECONDS = 20
+"""The tool's first answer takes seconds where the driver is not kept loaded."""
+
 QUERY = (
     "nvidia-smi",
-    "--query-gpu=index,name,driver_version,memory.total,memory.free",
+    "--query-gpu=index,uuid,driver_version,memory.total,memory.free,name",
     "--format=csv,noheader,nounits",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A graphics card as its driver reports it; sizes in bytes."""
+    """A graphics card as its driver reports it; sizes in bytes, 0 where the driver does not tell them."""
 
     index: int
     name: str
     driver: str
     total_bytes: int
     free_bytes: int
+    uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +50,36 @@ class Device:
     warning: str | None = None
 
 
-def find_gpus() -> list[Gpu]:
-    """The cards `nvidia-smi` lists; none when it is missing or has nothing to say."""
+def find_gpus(visible: str | None = None) -> list[Gpu]:
+    """The cards `nvidia-smi` lists; none when it is missing or has nothing to say.
+
+    `visible` is CUDA_VISIBLE_DEVICES, which that tool does not heed: numbers or (starts of) UUIDs, where the
+    first one that names no card ends the list. None: all.
+    """
     try:
-        done = subprocess.run(QUERY, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(QUERY, capture_output=True, text=True, timeout=SMI_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [gpu for line in done.stdout.splitlines() if (gpu := _parse(line))]
+    gpus = [gpu for line in done.stdout.splitlines() if (gpu := _parse(line))]
+    return gpus if visible is None else _named(gpus, visible)
 
 
 def _parse(line: str) -> Gpu | None:
-    fields = [field.strip() for field in line.split(",")]
-    if len(fields) != 5 or not fields[0].isdigit():
+    fields = [field.strip() for field in line.split(",", 5)]
+    if len(fields) != 6 or not fields[0].isdigit():
         return None
-    sizes = [int(field) * 2**20 if field.isdigit() else 0 for field in fields[3:]]
-    return Gpu(int(fields[0]), fields[1], fields[2], sizes[0], sizes[1])
+    sizes = [int(field) * 2**20 if field.isdigit() else 0 for field in fields[3:5]]
+    return Gpu(int(fields[0]), fields[5], fields[2], sizes[0], sizes[1], fields[1])
+
+
+def _named(gpus: list[Gpu], visible: str) -> list[Gpu]:
+    found = []
+    for name in (part.strip() for part in visible.split(",")):
+        named = [gpu for gpu in gpus if name == str(gpu.index) or (name and gpu.uuid.startswith(name))]
+        if len(named) != 1:
+            break
+        found += named
+    return found
 
 
 def has_cuda_build() -> bool:
@@ -83,7 +102,8 @@ def choose_device(
         raise ValueError(f"GEMMULE_DEVICE=gpu, but {reason}; install with the `cuda` extra or unset it")
     if wanted != "cpu" and usable:
         best = max(gpus, key=lambda gpu: gpu.free_bytes)
-        budget = limit or int(min(best.total_bytes * GPU_SHARE, best.free_bytes)) - overhead
+        share = int(min(best.total_bytes * GPU_SHARE, best.free_bytes)) if best.total_bytes else host_budget()
+        budget = limit or share - overhead
         return Device("gpu", f"{best.name} (driver {best.driver})", max(0, budget), best.index)
     warning = None
     if gpus and wanted == "auto":

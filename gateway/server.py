@@ -125,7 +125,7 @@ class _Server(uvicorn.Server):
 
 def find_device(settings: Settings) -> Device:
     """The device to serve on; raises `StartError` when the one demanded is not there."""
-    gpus = [] if settings.device == "cpu" else find_gpus()
+    gpus = [] if settings.device == "cpu" else find_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     cuda = bool(gpus) and has_cuda_build()
     try:
         return choose_device(settings.device, settings.memory, settings.gpu_overhead, gpus, cuda)

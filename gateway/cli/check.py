@@ -61,5 +61,6 @@ def examine(files: Sequence[ModelFile]) -> list[Check]:
 def device_variables() -> dict[str, str]:
     """Where JAX is to compute, as the server would choose."""
     wanted = Settings.read(os.environ).device
-    gpu = wanted != "cpu" and has_cuda_build() and bool(find_gpus())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpu = wanted != "cpu" and has_cuda_build() and bool(find_gpus(visible))
     return {"JAX_PLATFORMS": "cuda" if gpu else "cpu", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

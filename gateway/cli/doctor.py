@@ -67,8 +67,9 @@ def _probes(settings: Settings) -> list[tuple[str, Callable[[], Check]]]:
     compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
     from gateway.memory import find_gpus, has_cuda_build
 
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [
-        ("device", lambda: checks.device_check(find_gpus(), has_cuda_build(), settings.device)),
+        ("device", lambda: checks.device_check(find_gpus(visible), has_cuda_build(), settings.device)),
         ("jax", lambda: checks.jax_check(has_cuda_build())),
         ("kernels", lambda: checks.kernels_check(NATIVE_FOLDER, compiler)),
         ("port", lambda: checks.port_check(connect(), settings)),
