@@ -273,20 +273,13 @@ def held_bytes(shape: Sequence[int], block_type: str, device: Device, kernels: b
     return stored_bytes(shape, packed or "F32")
 
 
-def _held(files: Sequence[ModelFile], device: Device) -> tuple[DecoderConfig, int]:
-    """The configuration and the bytes of the loaded weights, from the files' headers."""
-    from engines.decoder.weights.headers import read_headers
+RUNTIME_BYTES: dict[Device, int] = {"cpu": 192 << 20, "gpu": 768 << 20}
+"""What a runner holds beside the model: on a CPU interpreter, JAX and compiled programs (measured: about 180
+MiB); on a GPU the CUDA context, libraries, loaded programs and the allocator's gaps (not measured)."""
 
-    headers = read_headers(files)
-    specs, total = param_specs(headers.config), 0
-    for name, tensor in headers.used.items():
-        packed = specs[name].role in ("matrix", "embedding", "experts")
-        total += held_bytes(tensor.shape, tensor.block_type if packed else "F32", device)
-    return headers.config, total
-
-
-RUNTIME_BYTES = 192 << 20
-"""What a runner holds beside the model: interpreter, JAX, compiled programs (measured: about 180 MiB)."""
+PART_BYTES = 256 << 20
+"""On a GPU, larger packed matrices are unpacked and multiplied in parts of this size. Two of them, or the
+largest matrix of floats, are also the room that XLA needs there to try products out while it compiles."""
 
 
 def memory_needed(
@@ -300,13 +293,24 @@ def memory_needed(
 
     Header reading and arithmetic only; on a CPU with the C++ kernels. Raises the errors of `read_headers`.
     """
-    config, weights = _held(files, device)
-    return (
-        weights
-        + cache_bytes(config, slots, context, kv_type)
-        + activation_bytes(config, slots)
-        + RUNTIME_BYTES
-    )
+    config, fixed = _fixed(files, slots, device)
+    return fixed + cache_bytes(config, slots, context, kv_type)
+
+
+def _fixed(files: Sequence[ModelFile], slots: int, device: Device) -> tuple[DecoderConfig, int]:
+    """The configuration, and the bytes of everything but the cache, from the files' headers."""
+    from engines.decoder.weights.headers import read_headers
+
+    headers = read_headers(files)
+    specs, weights, largest_float = param_specs(headers.config), 0, 0
+    for name, tensor in headers.used.items():
+        packed = specs[name].role in ("matrix", "embedding", "experts")
+        size = held_bytes(tensor.shape, tensor.block_type if packed else "F32", device)
+        weights += size
+        if BLOCKS[tensor.block_type][0] == 1:
+            largest_float = max(largest_float, size)
+    scratch = max(largest_float, 2 * PART_BYTES) if device == "gpu" else 0
+    return headers.config, weights + scratch + activation_bytes(headers.config, slots) + RUNTIME_BYTES[device]
 
 
 def largest_context(
@@ -317,8 +321,7 @@ def largest_context(
     device: Device = "cpu",
 ) -> int:
     """The longest context that fits `budget_bytes`, at most the model's own; 0 when nothing fits."""
-    config, weights = _held(files, device)
-    fixed = weights + activation_bytes(config, slots) + RUNTIME_BYTES
+    config, fixed = _fixed(files, slots, device)
 
     def fits(context: int) -> bool:
         return fixed + cache_bytes(config, slots, context, kv_type) <= budget_bytes

@@ -15,15 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from engines.decoder.gpu import packing
+from engines.decoder.params import PART_BYTES
 
 REDUCE_ROWS: Final = 4
 """Most rows that take the `reduce` form. By arithmetic, not measured: on an H200 (28 TB/s from L1, 4.3 TB/s
 from memory) R rows read 4 R bytes of activations from L1 per weight, so that 4.3e12 8-bit weights a second
 become 28e12 / (4 R + 3); the dot form moves 5 bytes a weight, 0.86e12 a second. They cross at R = 7; 4 leaves
 room for cards with less L1 for their memory. `make bench-gpu` times both around this line."""
-
-UNPACKED_BYTES: Final = 256 << 20
-"""A larger matrix, such as the output head, is unpacked and multiplied in parts of this size."""
 
 
 def matmul(x: jax.Array, arrays: Sequence[Any], block_type: str, shape: tuple[int, int]) -> jax.Array:
@@ -70,7 +68,7 @@ def dot(x: jax.Array, arrays: Sequence[Any], block_type: str, shape: tuple[int, 
 def _parts(shape: tuple[int, int]) -> int:
     """The fewest equal parts that are small enough; 1 where a matrix cannot be divided so."""
     outputs, inputs = shape
-    fewest = -(-outputs * inputs * 2 // UNPACKED_BYTES)
+    fewest = -(-outputs * inputs * 2 // PART_BYTES)
     return next((parts for parts in range(fewest, 8 * fewest) if outputs % parts == 0), 1)
 
 

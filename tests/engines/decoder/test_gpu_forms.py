@@ -74,7 +74,7 @@ def test_a_large_matrix_is_multiplied_in_parts(monkeypatch: pytest.MonkeyPatch) 
     arrays = tuple(map(jnp.asarray, packing.pack(raw, "Q4_K", shape)))
     x = jnp.asarray(np.random.default_rng(2).standard_normal((9, shape[1])), jnp.float32)
     whole = products.dot(x, arrays, "Q4_K", shape)
-    monkeypatch.setattr(products, "UNPACKED_BYTES", 5 * shape[1] * 2)
+    monkeypatch.setattr(products, "PART_BYTES", 5 * shape[1] * 2)
     np.testing.assert_allclose(products.dot(x, arrays, "Q4_K", shape), whole, rtol=1e-6, atol=1e-5)
 
 
