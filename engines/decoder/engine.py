@@ -574,6 +574,7 @@ def _stored_slots(request: LoadRequest, config: DecoderConfig, kv_type: str) -> 
         return MAX_STORED
     context, slots = request.limits.context, request.limits.slots
     one = cache_bytes(config, 1, context, kv_type) - cache_bytes(config, 0, context, kv_type)  # type: ignore[arg-type]
-    rest = request.memory_bytes - memory_needed(request.files, slots, context, kv_type)  # type: ignore[arg-type]
+    needed = memory_needed(request.files, slots, context, kv_type, request.device)  # type: ignore[arg-type]
+    rest = request.memory_bytes - needed
     rest -= _room_bytes(request, config)
     return max(0, min(MAX_STORED, rest // one))
