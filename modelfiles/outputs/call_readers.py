@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from typing import Protocol
 
 MAX_DEPTH = 64
@@ -37,6 +37,9 @@ class Sink(Protocol):
     def arguments(self, text: str) -> None: ...
 
     def end_call(self) -> None: ...
+
+    def kinds(self, parameter: str) -> Collection[str]:
+        """What the schema lets a parameter of the call be; nothing when it does not say."""
 
 
 def skip_space(symbol: str | None = None) -> Symbols:

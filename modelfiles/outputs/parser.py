@@ -22,6 +22,7 @@ from modelfiles.outputs.lexer import Lexer
 from modelfiles.outputs.thinking import ThinkingSplitter, ThinkingSyntax
 from modelfiles.outputs.tools import ToolSplitter, ToolSyntax
 from modelfiles.outputs.types import Content, Segment, TextChunk, Thinking
+from modelfiles.outputs.xml_calls import CALL_END, FUNCTION, TAGS, read_tagged_calls
 
 
 class OutputParser(Protocol):
@@ -77,6 +78,9 @@ CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
             _TAGS, ToolSyntax(read_json_calls, {"<|python_tag|>": None}, leading=read_leading_json_calls)
         ),
         "qwen": Convention(_TAGS, ToolSyntax(read_json_calls, {"<tool_call>": "</tool_call>"})),
+        "qwen3_coder": Convention(
+            None, ToolSyntax(read_tagged_calls, {"<tool_call>": CALL_END, FUNCTION: None}), TAGS
+        ),
         "mistral": Convention(
             ThinkingSyntax({"[THINK]": "[/THINK]", "<think>": "</think>"}),
             ToolSyntax(read_named_json_calls, {"[TOOL_CALLS]": None}),
@@ -89,6 +93,7 @@ MARKER_CONVENTIONS: tuple[tuple[str, str], ...] = (
     ("<|tool_call>", "gemma4"),
     ("<start_function_call>", "functiongemma"),
     ("[TOOL_CALLS]", "mistral"),
+    ("<parameter=", "qwen3_coder"),
     ("<tool_call>", "qwen"),
     ("<|python_tag|>", "llama3"),
     ("<|start_header_id|>", "llama3"),
@@ -171,7 +176,8 @@ class _Parser:
         self._lexer = Lexer(by_text, by_id)
         self._thinking = ThinkingSplitter(convention.thinking or ThinkingSyntax({}), prompt)
         self._tools = ToolSplitter(
-            convention.tools or ToolSyntax(read_json_calls, {}), [t.name for t in tools]
+            convention.tools or ToolSyntax(read_json_calls, {}),
+            {tool.name: tool.parameters for tool in tools},
         )
 
     def push(self, chunk: TextChunk) -> list[Segment]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from modelfiles.messages import ToolSpec
 from modelfiles.outputs.brace_grammar import BraceRules
+from modelfiles.outputs.xml_calls import kinds_of_schema
 
 
 class NoSuchFunction(ValueError):
@@ -48,14 +49,23 @@ class _BraceForm:
     quote: str
 
 
+@dataclass(frozen=True, slots=True)
+class _TagForm:
+    """Qwen3-Coder's tags, the parameters in the order of the schema."""
+
+    opening: str
+    closing: str
+
+
 _ARRAY = _JsonForm("parameters", opening=("[",), closing=("]",))
-_FORMS: Mapping[str, _JsonForm | _BraceForm] = {
+_FORMS: Mapping[str, _JsonForm | _BraceForm | _TagForm] = {
     "plain": _JsonForm("arguments", opening=("[",), closing=("]",)),
     "think_tags": _JsonForm("arguments", opening=("[",), closing=("]",)),
     "json": _JsonForm("arguments", opening=("[",), closing=("]",)),
     "gemma3_tools": _ARRAY,
     "llama3": _JsonForm("parameters", separator="; "),
     "qwen": _JsonForm("arguments", ("<tool_call>", "\n"), ("\n", "</tool_call>"), separator="\n"),
+    "qwen3_coder": _TagForm("<tool_call>", "</tool_call>"),
     "mistral": _JsonForm("arguments", opening=("[TOOL_CALLS]", "["), closing=("]",), always=True),
     "gemma4": _BraceForm("<|tool_call>", "<tool_call|>", '<|"|>'),
     "functiongemma": _BraceForm("<start_function_call>", "<end_function_call>", "<escape>"),
@@ -82,6 +92,8 @@ def tool_grammar(
     write = _Writer(token_ids)
     if isinstance(form, _JsonForm):
         rules = _json_rules(form, chosen, parallel, write)
+    elif isinstance(form, _TagForm):
+        rules = _tag_rules(form, chosen, parallel, write)
     else:
         rules = _brace_rules(form, chosen, parallel, write)
     start = "start: calls" if required else "start: calls | text"
@@ -149,3 +161,39 @@ def _brace_rules(form: _BraceForm, tools: tuple[ToolSpec, ...], parallel: bool, 
         rule = braces.add(_object_schema(tool.parameters), tool.parameters)
         rules.append(f"call_{index}: {literal(f'call:{tool.name}')} {rule}")
     return rules + braces.rules
+
+
+def _tag_rules(form: _TagForm, tools: tuple[ToolSpec, ...], parallel: bool, write: _Writer) -> list[str]:
+    """Strings run to the end of their tag; other values are JSON."""
+    choices = " | ".join(f"call_{index}" for index in range(len(tools)))
+    line, end = literal("\n"), literal("</function>\n")
+    rules = [
+        f"calls: call {f'({line} call)*' if parallel else ''}",
+        f"call: {write(form.opening)} {line} ({choices}) {end} {write(form.closing)}",
+        f"text_value[lazy]: /(.|\\n)*/ {TAG_END}",
+    ]
+    for index, tool in enumerate(tools):
+        names = []
+        required = tool.parameters.get("required") or ()
+        for number, (key, schema) in enumerate((tool.parameters.get("properties") or {}).items()):
+            rule = f"parameter_{index}_{number}"
+            names.append(rule if key in required else f"{rule}?")
+            rules.append(f"{rule}: {literal(f'<parameter={key}>' + chr(10))} {_tag_value(schema, tool)}")
+        rules.append(f"call_{index}: {literal(f'<function={tool.name}>' + chr(10))} {' '.join(names)}")
+    return rules
+
+
+TAG_END = literal("\n</parameter>\n")
+
+
+def _tag_value(schema: Any, tool: ToolSpec) -> str:
+    """What may stand for a value, with the end of its tag. Definitions come along for what refers to them."""
+    if not kinds_of_schema(schema, tool.parameters) <= {"string"}:
+        definitions = {
+            key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters
+        }
+        return f"%json {json.dumps({**schema, **definitions})} {TAG_END}"
+    choices = schema.get("enum") if isinstance(schema, Mapping) else None
+    if not choices:
+        return "text_value"
+    return f"({' | '.join(literal(str(choice)) for choice in choices)}) {TAG_END}"

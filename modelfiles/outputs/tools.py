@@ -1,13 +1,15 @@
 """Separates tool calls from the answer, over lexemes: the machine that drives a call reader.
 
 Text that turns out not to be a call of a function on offer is given back as content, whole. White space
-beside a call is dropped. Knows no syntax; `call_readers` has those. Used by `parser`.
+beside a call is dropped. Knows no syntax; `call_readers`, `brace_calls` and `xml_calls` have those. Used by
+`parser`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from modelfiles.outputs.call_readers import NotACall, Reader, Sink, Wanted
 from modelfiles.outputs.lexer import Lexeme
@@ -19,6 +21,7 @@ from modelfiles.outputs.types import (
     ToolCallArguments,
     ToolCallStart,
 )
+from modelfiles.outputs.xml_calls import kinds_of_schema
 
 StartReader = Callable[[Sink, str | None], Reader]
 
@@ -40,9 +43,10 @@ class ToolSyntax:
 class ToolSplitter:
     """Turns the lexemes of an answer into content and tool calls. It is the sink of its own reader."""
 
-    def __init__(self, syntax: ToolSyntax, functions: Collection[str]) -> None:
+    def __init__(self, syntax: ToolSyntax, functions: Mapping[str, Mapping[str, Any]]) -> None:
         self._syntax = syntax
-        self._functions = frozenset(functions)
+        self._functions = functions
+        self._called = ""
         self._reader: Reader | None = None
         self._wanted: Wanted = None
         self._raw = ""  # read by the reader and not yet certain to be a call
@@ -59,6 +63,7 @@ class ToolSplitter:
         """A call begins; its text so far is no content any more."""
         if name not in self._functions:
             raise NotACall
+        self._called = name
         self._out.append(ToolCallStart(self._calls, name))
         self._in_call = self._after_call = True
         self._space = self._raw = ""
@@ -74,6 +79,12 @@ class ToolSplitter:
         self._calls += self._in_call
         self._in_call = False
         self._raw = ""
+
+    def kinds(self, parameter: str) -> Collection[str]:
+        """What the schema lets a parameter of the call be."""
+        schema = self._functions[self._called]
+        properties = schema.get("properties")
+        return kinds_of_schema(properties.get(parameter), schema) if isinstance(properties, Mapping) else ()
 
     def push(self, lexeme: Lexeme) -> list[Segment]:
         """Segments that are certain now. Tokens ride with the last segment their lexeme gave."""

@@ -47,6 +47,7 @@ RENDERERS: Mapping[str, str] = MappingProxyType(
         "gemma4": "gemma4",
         "gemma4-large": "gemma4",
         "gemma4-small": "gemma4-small",
+        "qwen3-coder": "qwen3-coder",
     }
 )
 """Ollama's RENDERER names of the families we run, and our template for each."""
@@ -59,6 +60,7 @@ PARSERS: Mapping[str, str] = MappingProxyType(
         "ministral": "mistral",
         "passthrough": "plain",
         "qwen3": "qwen",
+        "qwen3-coder": "qwen3_coder",
         "qwen3-thinking": "qwen",
     }
 )

@@ -341,7 +341,10 @@ def test_any_output_is_cut_invariant_and_text_is_kept(convention: str, pieces: P
     assert starts == [f"call {index}" for index in range(len(starts))]
 
 
-@given(st.sampled_from(sorted(CONVENTIONS)), st.text(alphabet='abc {}[]"`<>|\n', max_size=40))
+@given(
+    st.sampled_from(sorted(CONVENTIONS)),
+    st.text(alphabet='abc {}[]"`<>|\n', max_size=40).filter(lambda text: text not in NAMES),
+)
 def test_text_without_calls_is_never_dropped(convention: str, text: str) -> None:
     assert "".join(part for _, part in parse(convention, [text])) == text
 
@@ -367,3 +370,70 @@ def test_the_template_tells_the_convention(template: str, architecture: str, exp
 def test_an_unknown_convention_names_the_known() -> None:
     with pytest.raises(UnknownConvention, match="gemma4"):
         make_parser("nothing", names={})
+
+
+READ = ToolSpec(
+    "read",
+    "",
+    {
+        "type": "object",
+        "properties": {
+            "path": {"type": "string"},
+            "lines": {"type": "array", "items": {"type": "integer"}},
+            "count": {"type": ["integer", "null"]},
+            "deep": {"type": "boolean"},
+            "either": {"anyOf": [{"type": "string"}, {"type": "number"}]},
+            "kind": {"enum": ["a", 1]},
+            "options": {"type": "object"},
+        },
+    },
+)
+
+
+def tagged(name: str, *parameters: tuple[str, str]) -> str:
+    """A call as Qwen3-Coder's template writes it."""
+    inner = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in parameters)
+    return f"<tool_call>\n<function={name}>\n{inner}</function>\n</tool_call>"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3, -1])
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (
+            tagged("read", ("path", ' if a < b:\n\tprint("</x>")\n\n'), ("unknown", "5")),
+            call(0, "read", json.dumps({"path": ' if a < b:\n\tprint("</x>")\n\n', "unknown": "5"})),
+        ),
+        (
+            tagged("read", ("lines", "[1, 2]"), ("count", "None"), ("deep", "True"), ("options", '{"a": 1}')),
+            call(0, "read", '{"lines": [1, 2], "count": null, "deep": true, "options": {"a": 1}}'),
+        ),
+        (
+            tagged("read", ("either", "1.5"), ("kind", "1"), ("count", "many"), ("lines", "")),
+            call(0, "read", '{"either": 1.5, "kind": 1, "count": "many", "lines": ""}'),
+        ),
+        (tagged("f"), call(0, "f", "{}")),
+        (
+            "Let me look.\n" + tagged("f") + "\n" + tagged("g"),
+            [("content", "Let me look."), *call(0, "f", "{}"), *call(1, "g", "{}")],
+        ),
+        ("<function=f>\n</function>\n</tool_call>", call(0, "f", "{}")),
+        (
+            "<tool_call><function=f></function><function=g></function></tool_call>done",
+            [*call(0, "f", "{}"), *call(1, "g", "{}"), ("content", "done")],
+        ),
+        (tagged("nothing"), [("content", tagged("nothing"))]),
+        ("Use <parameter=x> and </function>.", [("content", "Use <parameter=x> and </function>.")]),
+    ],
+)
+def test_tagged_calls(pieces: str, expected: list[tuple[str, str]], cut: int) -> None:
+    assert parse("qwen3_coder", [pieces], cut, tools=(*TOOLS, READ)) == expected
+
+
+def test_text_of_a_tagged_call_is_passed_on_while_it_comes() -> None:
+    parser = make_parser("qwen3_coder", names={}, tools=(READ,))
+    begun = "<tool_call>\n<function=read>\n<parameter=path>\nfirst line"
+    segments = parser.push(TextChunk(begun))
+    assert fold(segments) == call(0, "read", '{"path": "first line')
+    assert fold(parser.push(TextChunk("\n"))) == []
+    assert fold(parser.push(TextChunk("x</par"))) == [("arguments 0", "\\nx")]

@@ -21,7 +21,7 @@ MARKERS = ["<|tool_call>", "<tool_call|>", '<|"|>', "[TOOL_CALLS]", "<escape>", 
 MARKERS += ["<start_function_call>", "<end_function_call>"]
 NAMES = {marker: 256 + index for index, marker in enumerate(MARKERS)}
 EOS = NAMES["<eos>"]
-CONVENTIONS = ("json", "gemma3_tools", "llama3", "qwen", "mistral", "gemma4", "functiongemma")
+CONVENTIONS = ("json", "gemma3_tools", "llama3", "qwen", "qwen3_coder", "mistral", "gemma4", "functiongemma")
 ANYTHING = ToolSpec(
     "anything", "", {"type": "object", "properties": {"x": {}, "y": {"anyOf": [{"type": "null"}]}}}
 )

@@ -50,6 +50,7 @@ FAMILIES: dict[str, TemplateSource | None] = {
     "mistral": builtin_template("mistral"),
     "chatml": builtin_template("qwen2"),
     "qwen3": builtin_template("qwen3"),
+    "qwen3-coder": renderer_template("qwen3-coder"),
 }
 
 
@@ -87,6 +88,7 @@ CANONICAL = {
     "gemma4": "google-gemma-4-31B-it",
     "llama3": "meta-llama-Llama-3.1-8B-Instruct",
     "qwen3": "Qwen-Qwen3-0.6B",
+    "qwen3-coder": "Qwen3-Coder",
     "chatml": "Qwen-Qwen2.5-7B-Instruct",
     "mistral": "mistralai-Mistral-Nemo-Instruct-2407",
 }
