@@ -57,11 +57,7 @@ parity: $(ORACLE)/.ready
 	$(PARITY) -m pytest tests/parity tests/modelfiles/templates/test_jinja_parity.py -m parity -W default --timeout 0
 
 bench: $(STAMP)
-	$(BIN)/python -m tests.bench.kernels
-	$(BIN)/python -m tests.bench.decode
-	$(BIN)/python -m tests.bench.prefill
-	$(BIN)/python -m tests.bench.gateway
-	$(BIN)/python -m tests.bench.pull
+	$(BIN)/python -m tests.bench
 
 bud: $(STAMP)
 	$(BIN)/python -m engines.decoder.bud

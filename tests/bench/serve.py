@@ -5,8 +5,8 @@
 
 A measurement starts a server and loads the model; then come, timed: the first 8 requests at once (cold), and
 32 requests of which 8 run at a time (warm), every prompt 1,000 tokens that all share and 50 of its own, 96
-tokens generated. Programs were compiled by an earlier start; `startup.py` measures the first. With `--clients`,
-one pass of mixed lengths for each number of clients follows. Prints tables and one JSON line.
+tokens generated. Programs were compiled by an earlier start; `startup.py` measures the first. One pass of
+mixed lengths for each number of clients follows. Prints tables and one JSON line.
 """
 
 from __future__ import annotations
@@ -177,19 +177,28 @@ def post(url: str, body: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def our_server(model: Path, folder: Path, threads: int) -> Iterator[int]:
-    """The gateway with `model`, created in its store the first time, and loaded."""
-    settings = environment(folder, threads)
-    with server_process((*COMMAND, "serve"), settings) as server:
-        port = int(server.url.rsplit(":", 1)[1])
-        if not (folder / "created").exists():
-            modelfile = folder / "Modelfile"
-            modelfile.write_text(f"FROM {model.resolve()}\n")
-            command = [*COMMAND, "create", MODEL, "-f", str(modelfile)]
-            subprocess.run(command, env={**settings, "GEMMULE_HOST": server.url}, check=True)
-            (folder / "created").touch()
-        post(f"{server.url}/api/generate", {"model": MODEL, "keep_alive": "1h"})
-        yield port
+def gateway(folder: Path, threads: int) -> Iterator[str]:
+    """The address of `gemmule serve` over the store in `folder`."""
+    with server_process((*COMMAND, "serve"), environment(folder, threads)) as server:
+        yield server.url
+
+
+def create(model: Path, folder: Path, threads: int) -> None:
+    """Makes the file a model of the store in `folder`."""
+    folder.mkdir(parents=True)
+    modelfile = folder / "Modelfile"
+    modelfile.write_text(f"FROM {model}\n")
+    with gateway(folder, threads) as url:
+        settings = {**environment(folder, threads), "GEMMULE_HOST": url}
+        subprocess.run([*COMMAND, "create", MODEL, "-f", str(modelfile)], env=settings, check=True)
+
+
+@contextlib.contextmanager
+def our_server(folder: Path, threads: int) -> Iterator[int]:
+    """The port of the gateway with the model of its store loaded."""
+    with gateway(folder, threads) as url:
+        post(f"{url}/api/generate", {"model": MODEL, "keep_alive": "1h"})
+        yield int(url.rsplit(":", 1)[1])
 
 
 def shared_requests(count: int, seed: int) -> list[Request]:
@@ -287,8 +296,9 @@ def main() -> None:
         for kind in options.types:
             model = model_file(options.keep, shape, kind).resolve()
             folder = options.keep.resolve() / f"server-{shape}-{kind}"
-            folder.mkdir(parents=True, exist_ok=True)
-            ours: Server = partial(our_server, model, folder, options.threads)
+            if not folder.exists():
+                create(model, folder, options.threads)
+            ours: Server = partial(our_server, folder, options.threads)
             suffix = "" if shape == MAIN_SHAPE else f"_{shape}"
             if peer is not None:
                 theirs: Server = partial(llama_server, peer, model)
