@@ -49,7 +49,7 @@ class Fetch:
         self._tell = tell
         self._partial = Partial(store.blobs, remote.key, remote.identity)
         self._md5 = remote.md5
-        self._saved = 0
+        self._durable = 0
         self._saving: asyncio.Task[None] | None = None
 
     async def run(self) -> Blob:
@@ -58,13 +58,12 @@ class Fetch:
         if found is not None:
             return found
         try:
-            self._saved = self._partial.done
+            self._durable = self._partial.done
             for attempt in (1, 2):
                 try:
                     return await self._once()
                 except (DigestMismatch, ObjectChanged):
-                    await in_thread(self._partial.restart)
-                    self._saved = 0
+                    await self._restart()
                     if attempt == 2:
                         raise
             raise AssertionError("unreachable")
@@ -194,12 +193,13 @@ class Fetch:
     async def _take(self, reply: Reply, part: Part) -> None:
         """Writes what comes, never more than the part holds."""
         buffer = bytearray()
+        most = min(WRITE_BYTES, max(1, self._part_bytes // (8 * self._settings.connections)))
         pace = _Pace(self._settings.stall_timeout, reply.url)
         try:
             async for chunk in reply.chunks():
                 pace.count(len(chunk))
                 buffer += chunk[: part.missing - len(buffer)]
-                if len(buffer) >= WRITE_BYTES or len(buffer) >= part.missing:
+                if len(buffer) >= most or len(buffer) >= part.missing:
                     full, buffer = buffer, bytearray()
                     await self._write(part, full)
                     if not part.missing:
@@ -212,26 +212,53 @@ class Fetch:
         if part.missing:
             raise _EndedEarly(f"{self._remote.url.partition('?')[0]} ended {part.missing:,} bytes early")
 
+    @property
+    def _part_bytes(self) -> int:
+        return self._partial.parts[0].end
+
     async def _write(self, part: Part, buffer: bytearray) -> None:
+        """Puts bytes in place.
+
+        What a kill could cost stays below one part: 3/4 of it written since the record was saved, an eighth
+        in writes that had begun by then, an eighth in what the connections hold.
+        """
         await in_thread(self._partial.write, part, buffer)
         self._report()
-        due = self._partial.done - self._saved >= max(1, self._partial.parts[0].end // 2)
-        if due and (self._saving is None or self._saving.done()):
+        unsaved = self._partial.done - self._durable
+        if self._saving is not None and (self._saving.done() or unsaved >= self._part_bytes * 3 // 4):
             await self._finish_saving()
-            self._saved = self._partial.done
-            self._saving = asyncio.create_task(in_thread(self._partial.save))
+        if self._saving is None and unsaved >= max(1, self._part_bytes // 2):
+            self._saving = asyncio.create_task(self._save())
+
+    async def _save(self) -> None:
+        reached = self._partial.done
+        await in_thread(self._partial.save)
+        self._durable = reached
 
     async def _save_the_rest(self) -> None:
         """Before giving up: records everything that came, so that the next try repeats none of it."""
         with contextlib.suppress(Exception):
             await self._finish_saving()
-            if self._partial.done > self._saved:
-                await in_thread(self._partial.save)
+            if self._partial.done > self._durable:
+                await self._save()
 
     async def _finish_saving(self) -> None:
-        saving, self._saving = self._saving, None
-        if saving is not None:
-            await saving
+        """Waits for a save under way; raises what it raised. Several may wait for one."""
+        saving = self._saving
+        if saving is None:
+            return
+        try:
+            await asyncio.shield(saving)
+        finally:
+            if saving.done() and self._saving is saving:
+                self._saving = None
+
+    async def _restart(self) -> None:
+        """Forgets everything: the object changed, its bytes proved wrong, or parts cannot be had."""
+        with contextlib.suppress(Exception):
+            await self._finish_saving()
+        await in_thread(self._partial.restart)
+        self._durable = 0
 
     async def _whole(self) -> None:
         """The object in one piece, from a server that knows no ranges; cannot be resumed."""
@@ -239,8 +266,7 @@ class Fetch:
         async def take(reply: Reply) -> None:
             if reply.status != 200:
                 raise SourceError(f"{self._remote.url.partition('?')[0]} answered with a range not asked for")
-            await in_thread(self._partial.restart)
-            self._saved = 0
+            await self._restart()
             expected = self._remote.size if self._remote.size is not None else reply.length
             self._require_room(expected or 0)
             limit = UNKNOWN_SIZE_LIMIT if expected is None else expected

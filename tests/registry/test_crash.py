@@ -7,6 +7,7 @@ Bounded versions of the programs in `crash/`, which run for longer: `python -m t
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from tests.registry.crash.disks import CountingDisk, FailingDisk
 from tests.registry.crash.operations import OPERATIONS, PULLED, World, add
 from tests.registry.crash.oracle import examine
 from tests.registry.crash.replay import replay, replay_all
-from tests.registry.fakehub import FakeHub
+from tests.registry.fakehub import FakeHub, Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERRUPTIBLE = [name for name in OPERATIONS if name != "pull"]
@@ -265,3 +266,50 @@ def test_a_lock_is_free_as_soon_as_its_holder_is_killed(store: Store) -> None:
     assert time.monotonic() - began < 1.0
     with pytest.raises(RegistryError):
         store.get("ghost")
+
+
+PART = 2 << 20
+"""Bytes of a part of the pulls below."""
+
+
+def pulling(store: Path, reference: str, connections: int) -> subprocess.Popen[str]:
+    """A pull in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.registry.crash.one_pull", str(store), reference, str(connections),
+         str(PART)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("connections", [1, 8])
+def test_a_killed_pull_repeats_at_most_one_part(tmp_path: Path, connections: int) -> None:
+    data = gguf_bytes(1, 16 * PART - 200)
+    digest = hashlib.sha256(data).hexdigest()
+    got = PART * 3 // 4 - 1000
+    with FakeHub() as hub:
+        name = hub.add_oci("me/big", [("model", data)])
+        hub.faults[digest] = [Fault()] * 3 + [Fault(hang_at=got)] * connections
+        had = 3 * PART + connections * got
+        with pulling(tmp_path / "models", name, connections) as child:
+            deadline = time.monotonic() + 20
+            while hub.sent(digest) < had and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(0.5)  # what was sent has come, and what was due is saved
+            child.kill()
+        assert hub.sent(digest) == had
+        with pulling(tmp_path / "models", name, connections) as child:
+            assert child.wait(30) == 0
+        assert 0 < hub.sent(digest) - len(data) <= PART
+    assert Store.open(tmp_path / "models").fsck().problems == ()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's peak so")
+def test_a_pull_takes_little_memory_whatever_the_size(tmp_path: Path) -> None:
+    with FakeHub() as hub:
+        name = hub.add_oci("me/big", [("model", gguf_bytes(1, 300 << 20))])
+        with pulling(tmp_path / "models", name, 8) as child:
+            assert child.stdout is not None
+            assert int(child.stdout.read()) < 200
+        assert child.returncode == 0
