@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from engines.decoder.cache import Cache, init_cache
 from engines.decoder.config import DecoderConfig
-from engines.decoder.model import Params, encode, logits
+from engines.decoder.model import Batch, Params, encode, forward, logits
 
 Ids = npt.NDArray[np.int32]
 
@@ -74,7 +75,7 @@ def _score(
 
     def one(piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         ids, at = piece
-        hidden = encode(config, params, ids[None], at[None])[0]
+        hidden = encode(config, params, ids[None], at[None], _adapters(params))[0]
         scores = jax.nn.log_softmax(logits(config, params, hidden[:-1]), axis=-1)
         nats = -jnp.take_along_axis(scores, ids[1:, None], axis=-1)[:, 0]
         real = at >= 0
@@ -83,6 +84,47 @@ def _score(
 
     nats, sizes = jax.lax.map(one, (tokens, positions))
     return nats.sum(), sizes.max()
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """The likeliest tokens after a prompt, and by how many nats each beat the second likeliest."""
+
+    tokens: tuple[int, ...]
+    margins: tuple[float, ...]
+
+
+def continue_greedily(config: DecoderConfig, params: Params, prompt: Sequence[int], count: int) -> Greedy:
+    """`count` tokens after `prompt`, with a float32 cache: what another program's answer is held to."""
+    ids = np.asarray(prompt, np.int32)
+    cache = init_cache(config, 1, len(ids) + count, jnp.float32)
+    tokens: list[int] = []
+    margins: list[float] = []
+    fed, start = ids, 0
+    while len(tokens) < count:
+        positions = np.arange(start, start + len(fed), dtype=np.int32)
+        best, margin, cache = _advance(config, params, cache, fed[None], positions[None])
+        tokens.append(int(best))
+        margins.append(float(margin))
+        start, fed = start + len(fed), np.array([tokens[-1]], np.int32)
+    return Greedy(tuple(tokens), tuple(margins))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _advance(
+    config: DecoderConfig, params: Params, cache: Cache, tokens: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, jax.Array, Cache]:
+    """The likeliest token after the last of `tokens` [1, T], its margin, and the cache with them in it."""
+    batch = Batch(tokens, positions, jnp.zeros(1, jnp.int32), _adapters(params))
+    hidden, cache = forward(config, params, cache, batch)
+    scores = jax.nn.log_softmax(logits(config, params, hidden[0, -1]))
+    (first, second), (best, _) = jax.lax.top_k(scores, 2)
+    return best, first - second, cache
+
+
+def _adapters(params: Params) -> jax.Array | None:
+    """The adapter in slot 1 for the one row, where the parameters have any."""
+    return jnp.ones(1, jnp.int32) if "lora" in params["layers"][0] else None
 
 
 def _findings(bits: float, largest: float) -> tuple[str, ...]:

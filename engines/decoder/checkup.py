@@ -1,19 +1,21 @@
 """Examines one model in a process of its own: `python -m engines.decoder.checkup`, for `gemmule check`.
 
-Reads `{"files": [...]}` (the fields of `ModelFile`) on stdin and writes `{"rows": [...]}` to stdout, each row
-a `Row`. Whoever starts it has chosen the device by the environment; only here is JAX loaded.
+Reads a `Question` on stdin and writes an `Answer` to stdout, both as JSON. Whoever starts it has chosen the
+device by the environment; only here is JAX loaded. `gateway.checking` asks for the short form.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
 
 from modelfiles.files import ModelFile
 from modelfiles.tokenizer import Tokenizer, load_tokenizer
@@ -30,6 +32,8 @@ UNUSUAL_TEXT: Final = (
 LARGEST_FLOAT16: Final = 65504.0
 LEAST_BITS: Final = 0.2
 """Bits per byte below which a model does not predict the page: it sees it."""
+GREEDY_CHARACTERS: Final = 180
+"""Of the page, where a greedy continuation begins."""
 REPORT: Final = "report it: this family is computed wrongly here"
 
 State = Literal["ok", "warn", "fail"]
@@ -45,27 +49,105 @@ class Row:
     fix: str = ""
 
 
-def check_model(files: Sequence[ModelFile]) -> Iterator[Row]:
-    """All rows of a model; what cannot be gone on after is the last. Raises OSError only."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to look at.
+
+    `short` leaves out what is looked at before a model is published, and most of the page. `greedy` tokens
+    are continued from the page's beginning, to be compared with another program's.
+    """
+
+    files: tuple[ModelFile, ...]
+    adapter: tuple[ModelFile, ...] = ()
+    short: bool = False
+    greedy: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A prompt, the model's greedy tokens after it, and the nats by which each of them was chosen."""
+
+    text: str
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    margins: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    rows: tuple[Row, ...]
+    greedy: Continuation | None = None
+
+
+def check_model(question: Question) -> Answer:
+    """What was found; what cannot be gone on after is the last row. Raises OSError only."""
+    rows: list[Row] = []
+    try:
+        loaded = _load(question, rows)
+        tokenizer = load_tokenizer(question.files)
+    except _Ended as end:
+        return Answer((*rows, end.row))
+    except ValueError as error:
+        fix = "create the model again with its tokenizer beside it"
+        return Answer((*rows, Row("tokenizer", "fail", str(error), fix)))
+    rows.append(round_trip(tokenizer))
+    if loaded.config.bidirectional:
+        rows.append(Row("text", "ok", "not measured: an embedding model predicts no text"))
+        return Answer(tuple(rows))
+    rows += page_rows(loaded, tokenizer, page(question.short))
+    return Answer(tuple(rows), _continuation(loaded, tokenizer, question.greedy))
+
+
+class _Ended(Exception):
+    """Nothing more can be looked at after this row."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+
+
+def _load(question: Question, rows: list[Row]) -> LoadedModel:
+    """The weights, with the adapter beside them; adds a row for each."""
     from engines.decoder import weights
 
     try:
-        weights.check_weights(files)
-        model = weights.load(files)
+        if not question.short:
+            weights.check_weights(question.files)
+        model = weights.load(question.files)
     except ValueError as error:
-        yield Row("weights", "fail", str(error), "pull or create the model again from files that are whole")
-        return
-    yield Row("weights", "ok", f"{model.description}; products by {model.kernels}")
+        fix = "pull or create the model again from files that are whole"
+        raise _Ended(Row("weights", "fail", str(error), fix)) from error
+    rows.append(Row("weights", "ok", f"{model.description}; products by {model.kernels}"))
+    if not question.adapter:
+        return model
     try:
-        tokenizer = load_tokenizer(files)
+        return _adapted(model, question.adapter, rows)
     except ValueError as error:
-        yield Row("tokenizer", "fail", str(error), "create the model again with its tokenizer beside it")
-        return
-    yield round_trip(tokenizer)
-    if model.config.bidirectional:
-        yield Row("text", "ok", "not measured: an embedding model predicts no text")
-        return
-    yield from page_rows(model, tokenizer)
+        raise _Ended(Row("adapter", "fail", str(error), "create the model again with another one")) from error
+
+
+def _adapted(model: LoadedModel, files: Sequence[ModelFile], rows: list[Row]) -> LoadedModel:
+    import jax
+
+    from engines.decoder.adapter_files import check_adapter, open_adapter, room_for
+    from engines.decoder.adapters import empty_stacks, fill_slot, read_filling, with_stacks
+
+    check_adapter(model.config, files)
+    room = room_for(open_adapter(model.config, files))
+    stacks = empty_stacks(model.config, room, jax.devices()[0])
+    stacks = fill_slot(stacks, jax.numpy.int32(1), read_filling(model.config, room, files))
+    rows.append(Row("adapter", "ok", f"rank up to {room.rank} on {', '.join(room.parts)}"))
+    return replace(model, params=with_stacks(model.params, stacks))
+
+
+def _continuation(model: LoadedModel, tokenizer: Tokenizer, count: int) -> Continuation | None:
+    from engines.decoder.check import continue_greedily
+
+    if not count:
+        return None
+    text = page()[:GREEDY_CHARACTERS]
+    prompt = tuple(tokenizer.encode(text, add_bos=True))
+    found = continue_greedily(model.config, model.params, prompt, count)
+    return Continuation(text, prompt, found.tokens, found.margins)
 
 
 def round_trip(tokenizer: Tokenizer) -> Row:
@@ -86,11 +168,10 @@ def round_trip(tokenizer: Tokenizer) -> Row:
     return Row("tokenizer", "ok", f"round trip of {len(page()) + len(UNUSUAL_TEXT)} characters")
 
 
-def page_rows(model: LoadedModel, tokenizer: Tokenizer) -> Iterator[Row]:
+def page_rows(model: LoadedModel, tokenizer: Tokenizer, text: str) -> Iterator[Row]:
     """How large hidden values get on the page, and how much its text surprises the model."""
     from engines.decoder.check import GOOD_BITS, UNTRAINED_BITS, examine
 
-    text = page()
     report = examine(model.config, model.params, tokenizer.encode(text, add_bos=True), len(text.encode()))
     bits, largest = report.bits_per_byte, report.largest_hidden
     if not (math.isfinite(bits) and math.isfinite(largest)):
@@ -110,14 +191,17 @@ def page_rows(model: LoadedModel, tokenizer: Tokenizer) -> Iterator[Row]:
         yield Row("text", "ok", said)
 
 
-def page() -> str:
-    """The bundled page."""
-    return PAGE.read_text(encoding="utf-8")
+def page(short: bool = False) -> str:
+    """The bundled page, or its first two paragraphs."""
+    text = PAGE.read_text(encoding="utf-8")
+    return "\n\n".join(text.split("\n\n")[:2]) if short else text
 
 
 def main() -> None:
-    files = [ModelFile(**fields) for fields in json.load(sys.stdin)["files"]]
-    json.dump({"rows": [asdict(row) for row in check_model(files)]}, sys.stdout)
+    question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
+    if question.short and hasattr(os, "nice"):
+        os.nice(10)  # whoever is being answered goes first
+    sys.stdout.buffer.write(msgspec.json.encode(check_model(question)))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.decoder import checkup
-from engines.decoder.checkup import Row, check_model, page
+from engines.decoder import checkup, weights
+from engines.decoder.checkup import Answer, Question, Row, check_model, page
+from engines.decoder.model import encode, logits
 from modelfiles.files import ModelFile
 from tests.engines.decoder.llama2c import list_files, write_llama2c_tokenizer
+from tests.engines.decoder.test_adapters import halves, peft
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +30,12 @@ def whole(stories: Any, stories_folder: list[ModelFile], tmp_path: Path) -> Path
     return folder
 
 
-def rows(folder: Path) -> dict[str, Row]:
-    return {row.name: row for row in check_model(list_files(folder))}
+def asked(folder: Path, **fields: Any) -> Answer:
+    return check_model(Question(tuple(list_files(folder)), **fields))
+
+
+def rows(folder: Path, **fields: Any) -> dict[str, Row]:
+    return {row.name: row for row in asked(folder, **fields).rows}
 
 
 def spoil(folder: Path, value: float) -> None:
@@ -46,6 +52,39 @@ def test_a_trained_model_passes(whole: Path) -> None:
     assert list(found) == ["weights", "tokenizer", "values", "text"]
     bits = float(found["text"].detail.split()[0])
     assert 1.2 < bits < 1.6
+
+
+def test_the_short_form_looks_at_the_beginning(whole: Path) -> None:
+    found = rows(whole, short=True)
+    assert [row.state for row in found.values()] == ["ok"] * 4
+    spoil(whole, np.nan)
+    assert rows(whole, short=True)["values"].state == "fail"
+
+
+def test_an_adapter_is_looked_at_beside_its_base(whole: Path, to_safetensors: Any, tmp_path: Path) -> None:
+    mild = {name: (down, up / 100) for name, (down, up) in halves(2, 0).items()}
+    files = peft(tmp_path / "mild", mild, to_safetensors, r=2)
+    found = rows(whole, adapter=files)
+    assert found["adapter"].detail == "rank up to 8 on down, q, up, v"
+    assert found["text"].state == "ok"
+    assert found["text"].detail != rows(whole)["text"].detail
+    wild = peft(tmp_path / "wild", halves(16, 0), to_safetensors, r=1)
+    assert rows(whole, adapter=wild)["text"].state == "fail"
+    wrong = peft(tmp_path / "wrong", {"layers.9.q": mild["layers.0.q"]}, to_safetensors, r=2)
+    assert rows(whole, adapter=wrong)["adapter"].state == "fail"
+
+
+def test_greedy_tokens_are_those_of_whole_forward_passes(whole: Path) -> None:
+    found = asked(whole, greedy=6).greedy
+    assert found is not None
+    assert page().startswith(found.text)
+    model = weights.load(list_files(whole))
+    ids = np.array([*found.prompt, *found.tokens], np.int32)
+    hidden = encode(model.config, model.params, ids[None], np.arange(len(ids), dtype=np.int32)[None])
+    scores = np.asarray(logits(model.config, model.params, hidden[0]))[len(found.prompt) - 1 : -1]
+    assert tuple(scores.argmax(axis=1)) == found.tokens
+    best = np.sort(scores, axis=1)[:, -2:]
+    np.testing.assert_allclose(best[:, 1] - best[:, 0], found.margins, atol=1e-3)
 
 
 def test_damaged_weights_are_named(whole: Path) -> None:
