@@ -21,6 +21,9 @@ from modelfiles.files import ModelFile
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 Capability = Literal["generate", "embed", "classify"]
+LabelScore = tuple[str, float]
+"""A label and its probability."""
+
 GrammarKind = Literal["json", "json_schema", "regex", "lark", "choice"]
 
 
@@ -293,6 +296,8 @@ class Embedder(Protocol):
 
 @runtime_checkable
 class Classifier(Protocol):
-    """Names what a 32 x 32 RGB image shows: 3072 bytes, planes R, G, B, row-major."""
+    """Names what an RGB image shows: planes R, G, B of bytes, row-major (32 x 32: 3072 bytes)."""
 
     async def classify(self, image: bytes) -> str: ...
+
+    async def score(self, image: bytes) -> list[LabelScore]: ...

@@ -23,6 +23,7 @@ from engines.base import (
     EngineError,
     EngineOverloaded,
     GenerateRequest,
+    LabelScore,
     Limits,
     LoadFailed,
     LoadProgress,
@@ -72,6 +73,7 @@ class RunnerClient:
         self._adapting: dict[int, asyncio.Future[None]] = {}
         self._questions: deque[asyncio.Future[RunnerStatus]] = deque()
         self._images: deque[asyncio.Future[str]] = deque()
+        self._scored: deque[asyncio.Future[list[LabelScore]]] = deque()
         self._loaded: asyncio.Future[Ready] = loop.create_future()
         self._closed: asyncio.Future[None] = loop.create_future()
         self._closing = False
@@ -175,9 +177,14 @@ class RunnerClient:
             self._adapting.pop(wire_id, None)
 
     async def classify(self, image: bytes) -> str:
-        """The label of a 3072-byte image."""
+        """The likeliest label of an image in planes of bytes."""
         self._send(FrameType.CLASSIFY, image)
         return await self._queue(self._images)
+
+    async def score(self, image: bytes) -> list[LabelScore]:
+        """Every label of an image with its probability, likeliest first."""
+        self._send(FrameType.SCORE, image)
+        return await self._queue(self._scored)
 
     async def status(self) -> RunnerStatus:
         self._send(FrameType.INFO, None)
@@ -234,6 +241,8 @@ class RunnerClient:
                 _resolve(self._questions.popleft(), value)
             case FrameType.CLASSIFY:
                 _resolve(self._images.popleft(), value.decode())
+            case FrameType.SCORE:
+                _resolve(self._scored.popleft(), value)
             case FrameType.LOAD_PROGRESS:
                 if self._on_progress is not None:
                     self._on_progress(value)
@@ -264,6 +273,8 @@ class RunnerClient:
             _reject(self._loaded, error)
         elif report.answers == FrameType.CLASSIFY and self._images:
             _reject(self._images.popleft(), error)
+        elif report.answers == FrameType.SCORE and self._scored:
+            _reject(self._scored.popleft(), error)
         elif report.answers == FrameType.INFO and self._questions:
             _reject(self._questions.popleft(), error)
         else:
@@ -289,6 +300,7 @@ class RunnerClient:
             *self._adapting.values(),
             *self._questions,
             *self._images,
+            *self._scored,
         ]
         for future in waiting:
             _reject(future, error)

@@ -25,6 +25,7 @@ from engines.base import (
     EngineOverloaded,
     GenerateRequest,
     InvalidRequest,
+    LabelScore,
     LoadFailed,
     LoadProgress,
     LoadRequest,
@@ -61,6 +62,7 @@ class FrameType(IntEnum):
     EMBEDDED = 10
     INFO = 11
     ADAPT = 12
+    SCORE = 13
     ERROR = 0xFF
 
 
@@ -109,9 +111,11 @@ BODY_TYPES: dict[FrameType, Any] = {
     FrameType.EMBEDDED: list[EncodeOutput],
     FrameType.INFO: RunnerStatus | None,
     FrameType.ADAPT: AdaptRequest,
+    FrameType.SCORE: bytes | list[LabelScore],
     FrameType.ERROR: ErrorReport,
 }
-"""The value inside each msgpack body. ACCEPTED and CANCEL carry a request id; a question INFO carries nil."""
+"""The value inside each msgpack body. ACCEPTED and CANCEL carry a request id; a question INFO carries nil, a
+question SCORE an image."""
 
 RAW_TYPES = frozenset({FrameType.ECHO, FrameType.CLASSIFY})
 

@@ -212,8 +212,10 @@ class Runner(asyncio.Protocol):
                 self._commands.put(Cancel(value))
             case FrameType.EMBED:
                 self._command(Embed(value))
-            case FrameType.CLASSIFY:
-                self._command(Classify(value))
+            case FrameType.CLASSIFY | FrameType.SCORE:
+                if not isinstance(value, bytes):
+                    raise ProtocolError("a SCORE frame asks with an image")
+                self._command(Classify(value, frame.type))
             case FrameType.INFO:
                 self._command(Info())
             case _:

@@ -35,6 +35,7 @@ from engines.base import (
     FinishReason,
     GenerateRequest,
     InvalidRequest,
+    LabelScore,
     Limits,
     LoadProgress,
     LoadRequest,
@@ -230,10 +231,11 @@ class ScriptedEngine:
         self._check_length(request.prompt_token_ids)
         self._embeddings.append(request)
 
-    def classify(self, image: bytes) -> str:
+    def score(self, image: bytes) -> list[LabelScore]:
         if len(image) != IMAGE_BYTES:
             raise InvalidRequest(f"an image is {IMAGE_BYTES} bytes (32 x 32 RGB), not {len(image)}")
-        return LABELS[sum(image) % len(LABELS)]
+        chosen = LABELS[sum(image) % len(LABELS)]
+        return [(chosen, 1.0), *((label, 0.0) for label in LABELS if label != chosen)]
 
     def cancel(self, request_id: int) -> None:
         self._embeddings = [request for request in self._embeddings if request.request_id != request_id]

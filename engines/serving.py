@@ -21,6 +21,7 @@ from engines.base import (
     EncodeRequest,
     EngineError,
     GenerateRequest,
+    LabelScore,
     LoadFailed,
     LoadProgress,
     LoadRequest,
@@ -62,7 +63,9 @@ class ServedEngine(Protocol):
         """Takes an embedding request over; raises like `submit`."""
         ...
 
-    def classify(self, image: bytes) -> str: ...
+    def score(self, image: bytes) -> Sequence[LabelScore]:
+        """Every label of an image with its probability, likeliest first; raises `InvalidRequest`."""
+        ...
 
     def cancel(self, request_id: int) -> None:
         """Ends a sequence or embedding; unknown ids are ignored. The slot is free in the next step."""
@@ -111,7 +114,10 @@ class Embed:
 
 @dataclass(frozen=True, slots=True)
 class Classify:
+    """`kind` is CLASSIFY for the likeliest label alone, SCORE for all of them."""
+
     image: bytes
+    kind: FrameType = FrameType.CLASSIFY
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +195,8 @@ class EngineLoop:
             case Embed(requests):
                 for each in requests:
                     self._submit_embedding(each)
-            case Classify(image):
-                self._classify(image)
+            case Classify(image, kind):
+                self._classify(image, kind)
             case Cancel(request_id):
                 self._engine.cancel(request_id)
             case Info():
@@ -210,13 +216,13 @@ class EngineLoop:
         except EngineError as error:
             self._post(FrameType.ERROR, report_error(error, request_id=request.request_id))
 
-    def _classify(self, image: bytes) -> None:
+    def _classify(self, image: bytes, kind: FrameType) -> None:
         try:
-            label = self._engine.classify(image)
+            scores = self._engine.score(image)
         except EngineError as error:
-            self._post(FrameType.ERROR, report_error(error, answers=FrameType.CLASSIFY))
+            self._post(FrameType.ERROR, report_error(error, answers=kind))
         else:
-            self._post(FrameType.CLASSIFY, label.encode())
+            self._post(kind, scores[0][0].encode() if kind is FrameType.CLASSIFY else list(scores))
 
 
 def as_load_error(error: Exception) -> EngineError:

@@ -18,6 +18,7 @@ from engines.base import (
     EngineError,
     GenerateRequest,
     InvalidRequest,
+    LabelScore,
     Limits,
     LoadFailed,
     LoadProgress,
@@ -66,8 +67,8 @@ class ClassifierEngine:
             kernels="xla",
         )
 
-    def classify(self, image: bytes) -> str:
-        """The likeliest label of an image in planes R, G, B; raises `InvalidRequest` for a wrong length."""
+    def score(self, image: bytes) -> list[LabelScore]:
+        """Labels of an image in planes R, G, B; raises `InvalidRequest` for a wrong length."""
         config = self._loaded()
         if len(image) != config.image_bytes:
             raise InvalidRequest(
@@ -75,14 +76,8 @@ class ClassifierEngine:
                 f"{config.side} pixels; this one has {len(image)}"
             )
         self._classified += 1
-        return config.labels[int(self._probabilities(image).argmax())]
-
-    def classify_all(self, image: bytes) -> list[tuple[str, float]]:
-        """Every label with its probability, likeliest first; raises like `classify`."""
-        self.classify(image)
         found = self._probabilities(image)
-        labels = self._loaded().labels
-        return [(labels[index], float(found[index])) for index in np.argsort(-found, kind="stable")]
+        return [(config.labels[index], float(found[index])) for index in np.argsort(-found, kind="stable")]
 
     def _probabilities(self, image: bytes) -> Vector:
         assert self._run is not None

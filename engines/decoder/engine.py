@@ -30,6 +30,7 @@ from engines.base import (
     FinishReason,
     GenerateRequest,
     InvalidRequest,
+    LabelScore,
     LoadFailed,
     LoadProgress,
     LoadRequest,
@@ -252,7 +253,7 @@ class DecoderEngine:
             raise InvalidRequest(f"no adapter {name} is loaded here; loaded: {loaded}")
         return self._adapters[name]
 
-    def classify(self, image: bytes) -> str:
+    def score(self, image: bytes) -> list[LabelScore]:
         raise InvalidRequest("this model does not classify images")
 
     def cancel(self, request_id: int) -> None:

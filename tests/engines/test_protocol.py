@@ -49,6 +49,7 @@ from modelfiles.files import ModelFile
 SAMPLES = {
     FrameType.ECHO: b"\x00\xffany bytes",
     FrameType.CLASSIFY: bytes(3072),
+    FrameType.SCORE: [("cat", 0.75), ("dog", 0.25)],
     FrameType.ADAPT: AdaptRequest(
         7, 2, AdapterFiles("a" * 64, (ModelFile("adapter", "a.gguf", "/x", "sha256:" + "a" * 64, 9),))
     ),

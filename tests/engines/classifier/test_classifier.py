@@ -186,9 +186,15 @@ def test_a_runner_names_what_an_image_shows(tmp_path: Path) -> None:
         try:
             assert client.ready.capabilities == ("classify",)
             assert await client.classify(planes) == SMALL.labels[int(wanted.argmax())]
-            assert await client.classify(planes) == SMALL.labels[int(wanted.argmax())]
-            with pytest.raises(InvalidRequest, match="an image is 192 bytes here"):
-                await client.classify(planes[:-1])
+            scored = await client.score(planes)
+            probabilities = np.exp(wanted - wanted.max()) / np.exp(wanted - wanted.max()).sum()
+            assert [label for label, _ in scored] == [SMALL.labels[index] for index in np.argsort(-wanted)]
+            np.testing.assert_allclose(
+                [value for _, value in scored], np.sort(probabilities)[::-1], rtol=1e-4
+            )
+            for ask_again in (client.classify, client.score):
+                with pytest.raises(InvalidRequest, match="an image is 192 bytes here"):
+                    await ask_again(planes[:-1])
         finally:
             await client.close()
 
