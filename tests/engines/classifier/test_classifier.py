@@ -189,9 +189,8 @@ def test_a_runner_names_what_an_image_shows(tmp_path: Path) -> None:
             scored = await client.score(planes)
             probabilities = np.exp(wanted - wanted.max()) / np.exp(wanted - wanted.max()).sum()
             assert [label for label, _ in scored] == [SMALL.labels[index] for index in np.argsort(-wanted)]
-            np.testing.assert_allclose(
-                [value for _, value in scored], np.sort(probabilities)[::-1], rtol=1e-4
-            )
+            told = [probability for _, probability in scored]
+            np.testing.assert_allclose(told, np.sort(probabilities)[::-1], rtol=1e-4)
             for ask_again in (client.classify, client.score):
                 with pytest.raises(InvalidRequest, match="an image is 192 bytes here"):
                     await ask_again(planes[:-1])
