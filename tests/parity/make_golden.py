@@ -1,6 +1,6 @@
 """Writes tests/golden/logits/<family>.npz: what transformers answers for the tiny models of `recipe.py`.
 
-Run it in an environment with torch and transformers: python make_golden.py [family ...]
+Run it in an environment with torch and transformers: python -m tests.parity.make_golden [family ...]
 Stored: the config.json transformers wrote, tensor names and shapes, and logits float32 [tokens, vocabulary].
 """
 
@@ -16,20 +16,22 @@ import numpy as np
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).parent))
-import recipe
+from tests.parity import recipe
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "logits"
 
 
-def build(family: str) -> tuple[Any, dict[str, Any], dict[str, list[int]]]:
-    """The transformers model with the recipe's weights, its config.json, and its tensors' shapes."""
+def build(family: str, **changes: Any) -> tuple[Any, dict[str, Any], dict[str, list[int]]]:
+    """The transformers model with the recipe's weights, its config.json, and its tensors' shapes.
+
+    `changes` replace arguments of the family's configuration.
+    """
     prefix, arguments = recipe.FAMILIES[family]
     config_class = getattr(transformers, f"{prefix}TextConfig", None) or getattr(
         transformers, f"{prefix}Config"
     )
     head = "TextModel" if family in recipe.ENCODERS else "ForCausalLM"
-    model = getattr(transformers, f"{prefix}{head}")(config_class(**arguments)).eval()
+    model = getattr(transformers, f"{prefix}{head}")(config_class(**(arguments | changes))).eval()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         config = json.loads((Path(folder) / "config.json").read_text())

@@ -228,13 +228,18 @@ def write_gguf(
 ) -> list[ModelFile]:
     """A GGUF as llama.cpp's converter makes it: norms with their 1 added, Llama's rows interleaved.
 
-    `kind` is the storage type of matrices; rows that hold no whole blocks stay F32. `dense` are the layers
+    `make parity` compares it with the converter's own. `kind` is the storage type of matrices; rows that
+    hold no whole blocks stay F32. `dense` are the layers
     after an encoder's pooling: they make the file an embedding model.
     """
     model_type = config["model_type"]
     architecture = gguf.MODEL_ARCH.GEMMA_EMBEDDING if dense else GGUF_ARCHITECTURES[model_type]
     writer = gguf.GGUFWriter(str(path), gguf.MODEL_ARCH_NAMES[architecture])
     add_metadata(writer, config)
+    if dense:
+        for name, matrix in dense.items():
+            writer.add_dense_features_dims(f"dense_{name[0]}", matrix.shape[1], matrix.shape[0])
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     for name, array in _stacked(tensors).items():
         converted = _as_converted(name, array, config, model_type)
@@ -307,17 +312,18 @@ def _add_gemma4(writer: Any, config: Mapping[str, Any]) -> None:
     writer.add_value_length(own["head_dim"])
     writer.add_key_length_swa(config["head_dim"])
     writer.add_value_length_swa(config["head_dim"])
-    few = own.get("num_key_value_heads", config["num_key_value_heads"])
-    writer.add_head_count_kv([config["num_key_value_heads"] if one else few for one in slides])
-    shared = config["num_kv_shared_layers"]
-    wide = 2 if config["use_double_wide_mlp"] else 1
-    count, inner = config["num_hidden_layers"], config["intermediate_size"]
-    writer.add_feed_forward_length([inner * (wide if at >= count - shared else 1) for at in range(count)])
+    writer.add_rope_dimension_count(own["head_dim"])
+    writer.add_rope_dimension_count_swa(config["head_dim"])
+    many, few = config["num_key_value_heads"], own.get("num_key_value_heads")
+    writer.add_head_count_kv([many if one else few for one in slides] if few else many)
+    shared, count = config["num_kv_shared_layers"], config["num_hidden_layers"]
+    inner = config["intermediate_size"]
+    wide = [inner if at < count - shared else 2 * inner for at in range(count)]
+    writer.add_feed_forward_length(wide if config["use_double_wide_mlp"] else inner)
     writer.add_shared_kv_layers(shared)
     writer.add_sliding_window(config["sliding_window"])
     writer.add_sliding_window_pattern(slides)
     writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"])
-    writer.add_rope_freq_base_swa(config["rope_parameters"]["sliding_attention"]["rope_theta"])
     if config["enable_moe_block"]:
         writer.add_expert_count(config["num_experts"])
         writer.add_expert_used_count(config["top_k_experts"])
@@ -356,18 +362,31 @@ def add_metadata(writer: Any, config: Mapping[str, Any]) -> None:
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    rope = config.get("rope_parameters") or {}
-    own = rope.get("full_attention", rope)
-    writer.add_rope_freq_base(own.get("rope_theta", 10_000.0))
-    if own.get("rope_type") == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(own["factor"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    if config["model_type"] not in ("gemma", "gemma2"):  # their converter leaves the base to llama.cpp
+        _add_rope(writer, config)
     if config["model_type"] in ("gemma2", "gemma3_text"):
         writer.add_sliding_window(config["sliding_window"])
     if config.get("attn_logit_softcapping"):
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
     if config.get("final_logit_softcapping"):
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+
+
+def _add_rope(writer: Any, config: Mapping[str, Any]) -> None:
+    rope = config.get("rope_parameters") or {}
+    own = rope.get("full_attention", rope)
+    writer.add_rope_freq_base(own.get("rope_theta", 10_000.0))
+    if "sliding_attention" in rope:
+        writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
+    if own.get("rope_type") in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(own["rope_type"]))
+        writer.add_rope_scaling_factor(own["factor"])
+    if own.get("rope_type") == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(own["original_max_position_embeddings"])
+    if config["model_type"] == "llama":
+        writer.add_rope_dimension_count(config["head_dim"])
 
 
 def _as_converted(

@@ -6,8 +6,6 @@ reference also generates by itself, and residuals are driven to 1e5 with bfloat1
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,28 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parity import recipe
+
 pytestmark = pytest.mark.parity
-HERE = Path(__file__).parent
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-recipe = load("recipe")
 DECODERS = [family for family in recipe.FAMILIES if family not in recipe.ENCODERS]
-
-
-@pytest.fixture(scope="module")
-def golden() -> ModuleType:
-    pytest.importorskip("torch", reason="torch is not installed")
-    pytest.importorskip("transformers", reason="transformers is not installed")
-    return load("make_golden")
 
 
 def state_of(model: Any, shapes: Any) -> dict[str, np.ndarray[Any, Any]]:
@@ -108,9 +88,7 @@ def test_bf16_weights_with_residuals_of_1e5(family: str, golden: ModuleType, tmp
     """Against the float32 reference on the same rounded weights; its own bfloat16 arithmetic is worse."""
     import torch
 
-    arguments = recipe.FAMILIES[family][1]
-    recipe.FAMILIES["large"] = (recipe.FAMILIES[family][0], arguments | {"hidden_size": 64})
-    model, config, shapes = golden.build("large")
+    model, config, shapes = golden.build(family, hidden_size=64)
     with torch.no_grad():
         for name, value in model.named_parameters():
             if any(
