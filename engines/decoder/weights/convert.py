@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -33,6 +34,7 @@ ARCHITECTURES = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3")
 """Families whose GGUF keys all follow from the configuration."""
 WINDOWED = ("gemma2", "gemma3")
 FILE_TYPES = {"q8_0": 7, "q4_0": 2, "q4_K_M": 15}
+FLOAT_DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 PIECE_ELEMENTS = 1 << 22
 """Elements that are float32 at the same time."""
 
@@ -106,23 +108,35 @@ def _tensors(
     headers: Headers, types: dict[str, str], progress: Progress | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its GGUF name, its blocks made when they are written."""
-    names, specs = file_names(headers.config, GGUF), param_specs(headers.config)
+    specs = param_specs(headers.config)
     total, done = sum(tensor.nbytes for tensor in headers.used.values()), 0
-    factors = _rope_factors(headers.config)
+    factors = _rope_factors(headers)
     if factors is not None:
         yield ROPE_FACTORS, factors
 
-    def encode(canonical: str, tensor: Stored) -> Rows:
+    def encode(parts: Sequence[str], kind: str) -> Rows:
         nonlocal done
-        blocks = _encoded(headers, canonical, tensor, specs[canonical], types[canonical])
-        done += tensor.nbytes
+        blocks = [_encoded(headers, one, headers.used[one], specs[one], kind) for one in parts]
+        done += sum(headers.used[one].nbytes for one in parts)
         if progress is not None:
             progress(done, total)
-        return blocks
+        return np.concatenate(blocks)
 
-    for canonical, tensor in headers.used.items():
-        shape = specs[canonical].shape
-        yield names[canonical], RawTensor(types[canonical], shape, partial(encode, canonical, tensor))
+    for name, parts in _by_tensor(headers).items():
+        first, shape = headers.used[parts[0]], specs[parts[0]].shape
+        kept = types[parts[0]] == "F32" and specs[parts[0]].role in ("matrix", "experts")
+        kind = first.block_type if kept else types[parts[0]]
+        whole = (len(parts), *shape) if len(parts) > 1 else shape
+        yield name, RawTensor(kind, whole, partial(encode, parts, kind))
+
+
+def _by_tensor(headers: Headers) -> dict[str, list[str]]:
+    """GGUF tensor names, and what each is made of: several of ours where GGUF stacks them (`name/index`)."""
+    names = file_names(headers.config, GGUF)
+    parts: dict[str, list[str]] = {}
+    for canonical in headers.used:
+        parts.setdefault(names[canonical].partition("/")[0], []).append(canonical)
+    return parts
 
 
 def _encoded(headers: Headers, name: str, tensor: Stored, spec: ParamSpec, block_type: str) -> Rows:
@@ -143,14 +157,14 @@ def _encoded(headers: Headers, name: str, tensor: Stored, spec: ParamSpec, block
 def _in_type(values: npt.NDArray[np.float32], block_type: str) -> Rows:
     if block_type in QUANTIZERS:
         return quantize(values, block_type)
-    return rows_of(values.astype(np.float16 if block_type == "F16" else np.float32))
+    return rows_of(values.astype(FLOAT_DTYPES[block_type]))
 
 
-def _rope_factors(config: DecoderConfig) -> npt.NDArray[np.float32] | None:
+def _rope_factors(headers: Headers) -> npt.NDArray[np.float32] | None:
     """Frequency factors of scalings that GGUF keeps as a tensor; WeightsError for one it cannot keep."""
-    layer = next(layer for layer in config.layers if layer.kind == "global")
+    layer = next(layer for layer in headers.config.layers if layer.kind == "global")
     scaling = layer.rope.scaling
-    if scaling is None or scaling.kind == "linear":
+    if scaling is None or scaling.kind == "linear" or (headers.from_gguf and scaling.kind != "factors"):
         return None
     if scaling.kind == "factors":
         return np.asarray(scaling.factors, np.float32)
