@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import gguf
@@ -33,6 +34,22 @@ def awkward() -> np.ndarray[Any, Any]:
 def test_blocks_are_those_of_the_reference(block_type: str, rows: np.ndarray[Any, Any]) -> None:
     expected = gguf.quantize(rows, gguf.GGMLQuantizationType[block_type])
     np.testing.assert_array_equal(quantize(rows, block_type), expected)
+
+
+MADE_BY_GGML = {
+    "Q8_0": "93f1a165b0f7704a899a188c11aceaefdc53c5e97ca44a17d9fbc3c23ab2d9ad",
+    "Q4_0": "f89493d2caad67441c9198bab534f7ed4da6762434910f7669187e74e1680c30",
+    "Q5_0": "70eb7c9d37460c98c8dbf015f2347a9746bf90f3af7fe8989ac6ba0124d872da",
+    "Q4_K": "d34c4c77499ce1928949c58eec8952b02f44029a08e2b191f0042a5668a6b363",
+    "Q6_K": "3c7df3f9d14ac0266437460bd76a20fbfacf8f6b6f3628a427853866949b0680",
+}
+"""SHA-256 of the blocks of both sets of rows as llama.cpp's libggml made them."""
+
+
+@pytest.mark.parametrize("block_type", MADE_BY_GGML)
+def test_blocks_are_ggmls_byte_for_byte(block_type: str) -> None:
+    blocks = quantize(ROWS, block_type).tobytes() + quantize(awkward(), block_type).tobytes()
+    assert hashlib.sha256(blocks).hexdigest() == MADE_BY_GGML[block_type]
 
 
 @pytest.mark.parametrize(("block_type", "bound"), [("Q4_K", 0.075), ("Q6_K", 0.018), ("Q8_0", 0.006)])
@@ -82,6 +99,30 @@ def test_the_mixtures_are_llama_cpps() -> None:
     assert types["layers.0.attention_norm"] == "F32"
     assert set(mixture(config_of(512), "q8_0").values()) == {"Q8_0", "F32"}
     assert mixture(config_of(512, tied=False), "q4_0")["embedding"] == "Q4_0"
+
+
+def test_what_rounding_would_harm_is_kept() -> None:
+    config = DecoderConfig.from_hf(
+        {
+            "model_type": "gemma4_text",
+            "hidden_size": 256,
+            "intermediate_size": 512,
+            "num_hidden_layers": 6,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "enable_moe_block": True,
+            "num_experts": 16,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 256,
+        }
+    )
+    types = mixture(config, "q4_K_M")
+    assert types["layers.0.router"] == types["per_layer_model_projection"] == "F32"
+    assert types["per_layer_embedding"] == "Q6_K"
+    assert [types[f"layers.{index}.v"] for index in range(4)] == ["Q4_K", "Q4_K", "Q6_K", "Q6_K"]
 
 
 def test_odd_widths_fall_back_as_there() -> None:
