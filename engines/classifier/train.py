@@ -22,6 +22,7 @@ import numpy.typing as npt
 from engines.classifier.config import ClassifierConfig
 from engines.classifier.model import convolve, halve, normalise, scores
 from engines.classifier.storage import Tensors
+from modelfiles.images import ImageError, image_pixels
 
 Images = npt.NDArray[np.uint8]
 """[N, S, S, 3], bytes of red, green and blue."""
@@ -143,12 +144,8 @@ def fold(config: ClassifierConfig, weights: Tree, running: Tree) -> Tensors:
 def read_folder(folder: Path, side: int) -> tuple[Images, npt.NDArray[np.int32], tuple[str, ...]]:
     """Images [N, side, side, 3], their label numbers and the labels of a folder of folders of images.
 
-    Needs Pillow. Raises ValueError naming the folder or the file that cannot be used.
+    Raises ValueError naming the folder or the file that cannot be used.
     """
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise ValueError("reading images needs Pillow: pip install 'gemmule[images]'") from error
     kinds = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
     if len(kinds) < 2:
         raise ValueError(f"{folder} must hold one folder of images for each label, two at least")
@@ -157,11 +154,9 @@ def read_folder(folder: Path, side: int) -> tuple[Images, npt.NDArray[np.int32],
     for number, kind in enumerate(kinds):
         for path in sorted(entry for entry in kind.iterdir() if entry.is_file()):
             try:
-                with Image.open(path) as image:
-                    scaled = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
-            except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-                raise ValueError(f"{path} is no image that can be read: {error}") from error
-            images.append(np.asarray(scaled, np.uint8))
+                images.append(image_pixels(path.read_bytes(), side))
+            except (ImageError, OSError) as error:
+                raise ValueError(f"{path}: {error}") from error
             labels.append(number)
         if number not in labels:
             raise ValueError(f"{kind} holds no image")

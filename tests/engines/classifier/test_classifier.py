@@ -168,7 +168,7 @@ def test_folders_of_images_become_labels(tmp_path: Path) -> None:
     assert labels.tolist() == [0, 1]
     assert (images[0] == 255).all() and (images[1] == 0).all()
     (tmp_path / "day" / "two.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"two\.png is no image"):
+    with pytest.raises(ValueError, match=r"two\.png: no image"):
         train.read_folder(tmp_path, 8)
 
 
