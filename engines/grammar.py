@@ -43,7 +43,8 @@ def check_grammar(grammar: Grammar) -> None:
     try:
         _try_out(grammar)
     except InvalidRequest as error:
-        if grammar.kind == "json_schema" and (path := _fault_path(grammar, str(error))):
+        short = len(grammar.source) <= MAX_SOURCE_BYTES
+        if grammar.kind == "json_schema" and short and (path := _fault_path(grammar, str(error))):
             raise InvalidRequest(f"{error} (at {path})") from error
         raise
 

@@ -6,14 +6,16 @@ sandbox's. Knows no runner. Called by `service`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 
 from engines.base import Grammar
+from engines.json_schema import without_annotations
 from gateway.catalog import Catalog, ServedModel
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, SandboxFailure
 from gateway.options import check_biases, resolve
 from gateway.planning import Planner
-from gateway.sandbox import Sandbox
+from gateway.sandbox import Sandbox, SandboxError
 from gateway.sandbox_calls import (
     CheckGrammar,
     PrepareChat,
@@ -218,8 +220,31 @@ class Preparer:
         if forced:
             checked, asked = _call_grammars(model, tools, parallel)
         if checked is not None and model.engine == "decoder":
-            await self._sandbox.call(CheckGrammar(checked), bool, GRAMMAR_SECONDS)
+            await self._check_grammar(checked, tools if forced else ())
         return asked
+
+    async def _check_grammar(self, grammar: Grammar, tools: tuple[ToolSpec, ...]) -> None:
+        """Raises `BadRequest` for a grammar that cannot be compiled, or not soon enough; says whose it is."""
+        try:
+            await self._sandbox.call(CheckGrammar(grammar), bool, GRAMMAR_SECONDS)
+        except SandboxFailure:
+            raise BadRequest(
+                f"the schema or grammar takes more than {GRAMMAR_SECONDS:g} seconds, or too much memory, to "
+                "compile; make it smaller",
+                param="tools" if tools else "response_format",
+            ) from None
+        except SandboxError as error:
+            for tool in tools:
+                await self._check_parameters(tool)
+            error.param = "tools" if tools else "response_format"
+            raise
+
+    async def _check_parameters(self, tool: ToolSpec) -> None:
+        schema = Grammar("json_schema", json.dumps(tool.parameters))
+        try:
+            await self._sandbox.call(CheckGrammar(schema), bool, GRAMMAR_SECONDS)
+        except (SandboxError, SandboxFailure) as error:
+            raise BadRequest(f"the parameters of {tool.name!r}: {error.message}", param="tools") from error
 
     def _resolve(self, model: ServedModel, options: GenerationOptions) -> ResolvedOptions:
         resolved = resolve(options, model.parameters, model.description.generation_defaults)
@@ -249,6 +274,7 @@ def _call_grammars(
     """What forces a call: with the markers as text, for the check, and as tokens, to be run."""
     from modelfiles.outputs.toolcall_grammar import tool_grammar
 
+    tools = tuple(replace(tool, parameters=without_annotations(tool.parameters)) for tool in tools)
     as_text = tool_grammar(model.convention, tools, required=True, parallel=parallel)
     as_tokens = tool_grammar(
         model.convention, tools, required=True, parallel=parallel, token_ids=model.vocabulary.names

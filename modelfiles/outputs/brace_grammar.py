@@ -1,7 +1,8 @@
 """JSON Schema as Lark rules of the brace syntax in which Gemma 4 and FunctionGemma write arguments.
 
-Keys stand bare and sorted, strings between two quote markers. What of a schema has no counterpart (patterns,
-ranges, `not`) is left to the model; `$ref` is followed inside the schema. Used by `toolcall_grammar`.
+Keys stand bare and sorted, strings between two quote markers; numbers are written as in JSON. What of a
+schema has no counterpart (patterns, formats, `not`) is left to the model; `$ref` is followed inside it.
+Used by `toolcall_grammar`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ COMMON_RULES = (
     'any_pair: /[A-Za-z_][A-Za-z0-9_]*/ ":" any',
 )
 _BARE_KEY = re.compile(r"[^\s{}\[\],:\"<>]+")
+RANGE = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+MOST_COUNTED = 10_000
+"""A longer string or list than this is not counted."""
+
 _SIMPLE = {"string": "string", "integer": "integer", "number": "number", "boolean": "bool", "null": '"null"'}
 
 
@@ -32,8 +37,12 @@ class BraceRules:
 
     def __init__(self, quote: str, quote_is_text: bool = False) -> None:
         self._quote = quote
-        inside = "[^<]*" if quote_is_text else "(.|\\n)*"
-        self.rules = [f"string: {quote} STRING_TEXT {quote}", f"STRING_TEXT: /{inside}/", *COMMON_RULES]
+        self._inside = "[^<]" if quote_is_text else "(.|\\n)"
+        self.rules = [
+            f"string: {quote} STRING_TEXT {quote}",
+            f"STRING_TEXT: /{self._inside}*/",
+            *COMMON_RULES,
+        ]
         self._root: Mapping[str, Any] = {}
         self._count = 0
 
@@ -65,8 +74,12 @@ class BraceRules:
                 " | ".join(self._symbol({**schema, "type": k}, depth + 1) for k in kinds) or "any"
             )
         if kinds == "array":
-            item = self._symbol(schema.get("items", True), depth + 1)
-            return self._rule(f'"[" ({item} ("," {item})*)? "]"')
+            return self._array(schema, depth)
+        if kinds == "string" and _bounds(schema, "Length") != (0, None):
+            return self._string(schema)
+        if kinds in ("integer", "number") and any(key in schema for key in RANGE):
+            kept = {key: schema[key] for key in ("type", *RANGE) if key in schema}
+            return self._rule(f"%json {json.dumps(kept)}")
         if kinds == "object" or "properties" in schema:
             return self._object(schema, depth)
         return _SIMPLE.get(str(kinds), "any")
@@ -97,6 +110,21 @@ class BraceRules:
             return " ".join(['"{"', ' "," '.join(pairs), '"}"'])
         return json.dumps(json.dumps(value))
 
+    def _string(self, schema: Mapping[str, Any]) -> str:
+        least, most = _bounds(schema, "Length")
+        self._count += 1
+        text = f"STRING_TEXT_{self._count}"
+        self.rules.append(f"{text}: /{self._inside}{{{least},{'' if most is None else most}}}/")
+        return self._rule(f"{self._quote} {text} {self._quote}")
+
+    def _array(self, schema: Mapping[str, Any], depth: int) -> str:
+        least, most = _bounds(schema, "Items")
+        if most == 0:
+            return self._rule('"[" "]"')
+        item = self._symbol(schema.get("items", True), depth + 1)
+        more = f'{item} ("," {item}){{{max(0, least - 1)},{"" if most is None else most - 1}}}'
+        return self._rule(f'"[" {more} "]"' if least else f'"[" ({more})? "]"')
+
     def _object(self, schema: Mapping[str, Any], depth: int) -> str:
         """Properties in the order of their names; each optional one may be missing."""
         properties = schema.get("properties") or {}
@@ -115,3 +143,11 @@ class BraceRules:
                     self._rule(f"{pair} {after} | {first}"),
                 )
         return self._rule(f'"{{" {first} "}}"')
+
+
+def _bounds(schema: Mapping[str, Any], of: str) -> tuple[int, int | None]:
+    """`minX` and `maxX` of a schema, those that are sensible."""
+    least, most = schema.get(f"min{of}"), schema.get(f"max{of}")
+    low = least if isinstance(least, int) and 0 < least <= MOST_COUNTED else 0
+    high = most if isinstance(most, int) and low <= most <= MOST_COUNTED else None
+    return low, high

@@ -141,8 +141,14 @@ def _json_rules(form: _JsonForm, tools: tuple[ToolSpec, ...], parallel: bool, wr
     for index, tool in enumerate(tools):
         head = literal(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "{form.arguments}": ')
         rules.append(f"call_{index}: {before} {head} arguments_{index} {literal('}')} {after}")
-        rules.append(f"arguments_{index}: %json {json.dumps(_object_schema(tool.parameters))}")
+        rules.append(f"arguments_{index}: {_json_rule(_object_schema(tool.parameters))}")
     return rules
+
+
+def _json_rule(schema: Mapping[str, Any]) -> str:
+    """JSON of a schema, on one line: a small model that may write more white space writes nothing else."""
+    options = {"whitespace_pattern": r"(\x20)?", "coerce_one_of": True}
+    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
 
 
 def _object_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,10 +195,10 @@ TAG_END = literal("\n</parameter>\n")
 def _tag_value(schema: Any, tool: ToolSpec) -> str:
     """What may stand for a value, with the end of its tag. Definitions come along for what refers to them."""
     if not kinds_of_schema(schema, tool.parameters) <= {"string"}:
-        definitions = {
+        definitions: dict[str, Any] = {
             key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters
         }
-        return f"%json {json.dumps({**schema, **definitions})} {TAG_END}"
+        return f"{_json_rule({**schema, **definitions})} {TAG_END}"
     choices = schema.get("enum") if isinstance(schema, Mapping) else None
     if not choices:
         return "text_value"

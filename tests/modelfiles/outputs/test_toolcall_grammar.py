@@ -168,3 +168,37 @@ def test_a_choice_of_no_known_function_names_those_on_offer() -> None:
         tool_grammar("json", TOOLS, True, ("rain",))
     with pytest.raises(NoSuchFunction):
         tool_grammar("json", (), True)
+
+
+COUNTED = ToolSpec(
+    "counted",
+    "",
+    {
+        "type": "object",
+        "properties": {
+            "word": {"type": "string", "minLength": 2, "maxLength": 4},
+            "degrees": {"type": "integer", "minimum": -5, "maximum": 7},
+            "list": {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3},
+            "none": {"type": "array", "maxItems": 0},
+        },
+        "required": ["word", "degrees", "list", "none"],
+        "additionalProperties": False,
+    },
+)
+
+
+@pytest.mark.parametrize("convention", sorted(set(CONVENTIONS) - {"qwen3_coder"}))  # its texts are free
+def test_lengths_and_ranges_are_kept(convention: str, tokenizer: llguidance.LLTokenizer) -> None:
+    _, source = tool_grammar(convention, (COUNTED,), True, parallel=False, token_ids=NAMES)
+    for seed in range(3):
+        tokens = draw(tokenizer, source, seed)
+        assert tokens is not None
+        ((_, arguments),) = calls_of(parse(convention, tokens, (COUNTED,)))
+        jsonschema.validate(arguments, COUNTED.parameters)
+
+
+def test_white_space_comes_one_blank_at_a_time(tokenizer: llguidance.LLTokenizer) -> None:
+    _, source = tool_grammar("json", (COUNTED,), True, parallel=False, token_ids=NAMES)
+    matcher = llguidance.LLMatcher(tokenizer, llguidance.LLMatcher.grammar_from_lark(source))
+    assert matcher.consume_tokens([*b'{"name": "counted", "arguments": { "word": "ab"'])
+    assert matcher.try_consume_tokens([*b"  "]) == 1
