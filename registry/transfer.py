@@ -6,9 +6,13 @@ proved, and the model appears only when all its blobs are there. Blocking; progr
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import re
 import tarfile
+from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +29,8 @@ from registry.name import ModelName
 from registry.progress import OnProgress, Progress
 from registry.store import Store
 
+STEP = 4 << 20
+"""Bytes between two lines of progress about one blob."""
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _REF_ANNOTATION = "org.opencontainers.image.ref.name"
 _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
@@ -33,9 +39,10 @@ _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 def export_model(
     store: Store, name: ModelName | str, target: IO[bytes], on_progress: OnProgress = lambda progress: None
 ) -> None:
-    """Writes the model to `target`; raises ModelNotFound, ModelCorrupt, DiskFull.
+    """Writes the model to `target`, its blobs proved on the way.
 
-    The index and the manifest come first, so that a reader knows what follows.
+    The index and the manifest come first, so that a reader knows what follows. Raises ModelNotFound,
+    ModelCorrupt, DiskFull.
     """
     entry = store.entry(name)
     manifest_bytes = entry.data
@@ -47,6 +54,7 @@ def export_model(
     }
     index = msgspec.json.encode({"schemaVersion": 2, "manifests": [descriptor]})
     with (
+        _kept(store, entry.manifest),
         translated(entry.manifest.size),
         tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as out,
     ):
@@ -57,13 +65,75 @@ def export_model(
         ):
             out.addfile(_info(path, len(data)), io.BytesIO(data))
         for digest, size in entry.manifest.blobs().items():
-            try:
-                with store.blobs.open(digest) as file:
-                    out.addfile(_info(_blob_name(digest), size), file)
-            except (BlobNotFound, OSError) as error:
-                raise ModelCorrupt(f"model '{entry.name}' is damaged: {error}", digest) from error
-            on_progress(Progress(f"exporting {digest[7:19]}", digest, size, size))
+            with _opened(store, digest) as file:
+                source = _Proved(file, digest, _shown("exporting", digest, size, on_progress))
+                out.addfile(_info(_blob_name(digest), size), source)  # type: ignore[arg-type]
+                source.finish()
     on_progress(Progress("success"))
+
+
+@contextlib.contextmanager
+def _kept(store: Store, manifest: Manifest) -> Iterator[None]:
+    """Keeps the blobs of a manifest on disk meanwhile, whatever is deleted."""
+    if not store.writable:
+        yield
+        return
+    with store.lease_empty() as lease:
+        lease.add(manifest.blobs())
+        yield
+
+
+def _opened(store: Store, digest: Digest) -> BufferedReader:
+    try:
+        return store.blobs.open(digest)
+    except (BlobNotFound, OSError) as error:
+        raise _damaged(digest, "is missing") from error
+
+
+def _damaged(digest: Digest, what: str) -> ModelCorrupt:
+    return ModelCorrupt(f"the model is damaged: blob {digest} {what}; pull or create it again", digest)
+
+
+class _Proved:
+    """A blob as tarfile reads it; raises ModelCorrupt when it cannot be read or proves wrong at its end."""
+
+    def __init__(self, file: BufferedReader, digest: Digest, on_bytes: Callable[[int], None]) -> None:
+        self._file = file
+        self._digest = digest
+        self._done = 0
+        self._hash = hashlib.sha256()
+        self._on_bytes = on_bytes
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        try:
+            data = self._file.read(count)
+        except OSError as error:
+            raise _damaged(self._digest, "cannot be read") from error
+        if len(data) < count:
+            raise _damaged(self._digest, "is too short")
+        self._hash.update(data)
+        self._done += len(data)
+        self._on_bytes(self._done)
+        return data
+
+    def finish(self) -> None:
+        """To be called after the last byte."""
+        if self._file.read(1) or f"sha256:{self._hash.hexdigest()}" != self._digest:
+            raise _damaged(self._digest, "does not hash to its name")
+
+
+def _shown(verb: str, digest: Digest, size: int, on_progress: OnProgress) -> Callable[[int], None]:
+    """Tells how far one blob is, every few MiB and at its end."""
+    told = 0
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if done - told >= STEP or done == size:
+            told = done
+            on_progress(Progress(f"{verb} {digest[7:19]}", digest, size, done))
+
+    return tell
 
 
 def import_model(
@@ -83,9 +153,8 @@ def import_model(
             if member.name in ("oci-layout", "index.json"):
                 small[member.name] = _small(member)
                 continue
-            blob = _take_blob(store, lease, member)
+            blob = _take_blob(store, lease, member, on_progress)
             blobs[blob.digest] = blob.size
-            on_progress(Progress(f"importing {blob.digest[7:19]}", blob.digest, blob.size, blob.size))
         digest, own_name = _entry_point(small.get("index.json", b""))
         if digest not in blobs:
             raise InvalidArchive("the file holds no model: its manifest is missing")
@@ -120,13 +189,16 @@ def _small(member: Member) -> bytes:
     return b"".join(member.chunks)
 
 
-def _take_blob(store: Store, lease: Lease, member: Member) -> Blob:
+def _take_blob(store: Store, lease: Lease, member: Member, on_progress: OnProgress) -> Blob:
     match = _BLOB.fullmatch(member.name)
     assert match is not None  # only such names are expected
+    digest = parse_digest(f"sha256:{match[1]}")
+    tell = _shown("importing", digest, member.size, on_progress)
     with store.blobs.writer() as writer:
         for chunk in member.chunks:
             writer.push(chunk)
-        return writer.finish(parse_digest(f"sha256:{match[1]}"), lease)
+            tell(writer.size)
+        return writer.finish(digest, lease)
 
 
 def _entry_point(index: bytes) -> tuple[Digest, ModelName]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from registry.archive import Limits, open_archive
-from registry.errors import InvalidArchive, ModelCorrupt, ModelNotFound
+from registry.errors import DiskFull, InvalidArchive, ModelCorrupt, ModelNotFound
+from registry.progress import Progress
 from registry.store import Store
 from registry.transfer import export_model, import_model
 from tests.registry.hubs import BIG, clean
@@ -129,4 +130,19 @@ def test_a_carried_file_that_was_tampered_with(store: Store, tmp_path: Path) -> 
     assert names(store) == {"fox:latest"}
     Path(store.get("fox").files[0].path).unlink()
     with pytest.raises(ModelCorrupt):
+        export_model(store, "fox", io.BytesIO())
+
+
+def test_an_export_tells_how_far_it_is_and_what_stops_it(store: Store) -> None:
+    model = add(store, "fox", BIG)
+    lines: list[Progress] = []
+    export_model(store, "fox", io.BytesIO(), lines.append)
+    done = [line.completed or 0 for line in lines if line.digest == model.files[0].digest]
+    assert len(done) > 2
+    assert (done, done[-1]) == (sorted(done), len(BIG))
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(DiskFull):
+        export_model(store, "fox", full)
+    with Path(model.files[0].path).open("r+b") as file:
+        file.write(b"X")
+    with pytest.raises(ModelCorrupt, match="does not hash to its name"):
         export_model(store, "fox", io.BytesIO())
