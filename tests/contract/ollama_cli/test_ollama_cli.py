@@ -1,21 +1,18 @@
 """The real `ollama` command, built from its own cmd package, against a live server; transcripts are golden.
 
-Its server and runner are cut out of the build (see stubs): what is left is the client, unchanged, and needs
-no C++. The binary is kept in the user's cache folder, keyed by what it is built from.
+How the command is built is said in `conftest`.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.contract.ollama_support import Server, cache_folder, fingerprint, serving, write_stories
+from tests.contract.ollama_support import Server, serving, write_stories
 from tests.gateway.cli.golden import check_golden
 from tests.gateway.cli.terminal import terminal
 from tests.registry.fakehub import FakeHub
@@ -23,12 +20,6 @@ from tests.registry.fakehub import FakeHub
 pytestmark = pytest.mark.contract
 
 HERE = Path(__file__).parent
-SOURCES = ("main.go", "go.mod", "go.sum", "stubs/server.go", "stubs/runner.go")
-OLLAMA = Path("vendor/github.com/ollama/ollama")
-SERVER_HALF = ("server/*.go", "runner/*.go", "x/imagegen/server.go")
-"""What would pull in the engine."""
-
-BUILD_SECONDS = 900
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 FRAME = "\x1b[?2026h"
 """Begins each redrawing of a progress board."""
@@ -42,47 +33,6 @@ VARYING = (
     (r"(?m)^(\S+ +)[0-9a-f]{12}\b", r"\1<id>"),
 )
 SPINNER = re.compile(r"[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏] ?")
-
-
-@pytest.fixture(scope="session")
-def ollama() -> Path:
-    """The binary; skips where there is no Go, or no way to the module."""
-    if shutil.which("go") is None:
-        pytest.skip("no Go toolchain")
-    binary = cache_folder() / f"ollama-{fingerprint(HERE, *SOURCES)}"
-    if not binary.exists():
-        build(binary.with_name(f"build-{binary.name}"), binary)
-    return binary
-
-
-def build(folder: Path, binary: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name in ("main.go", "go.mod", "go.sum"):
-        shutil.copy(HERE / name, folder)
-    vendored = subprocess.run(
-        ["go", "mod", "vendor"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=BUILD_SECONDS,
-        check=False,
-    )
-    if vendored.returncode:
-        pytest.skip(f"the ollama module cannot be had: {vendored.stderr.strip().splitlines()[-1]}")
-    for pattern in SERVER_HALF:
-        for path in (folder / OLLAMA).glob(pattern):
-            path.unlink()
-    for package in ("server", "runner"):
-        shutil.copy(HERE / "stubs" / f"{package}.go", folder / OLLAMA / package)
-    subprocess.run(
-        ["go", "build", "-mod=vendor", "-buildvcs=false", "-o", str(binary), "."],
-        cwd=folder,
-        env=os.environ | {"CGO_ENABLED": "0"},
-        timeout=BUILD_SECONDS,
-        check=True,
-    )
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-// Package runner stands in for Ollama's inference runner; see server.go beside this file.
+// Package runner stands in for Ollama's inference runner; see llama.go beside this file.
 package runner
 
 import "errors"
 
 // Execute refuses, as nothing here can run a model.
-func Execute([]string) error { return errors.New("this build is a client only") }
+func Execute([]string) error { return errors.New("this build cannot run models") }
