@@ -314,7 +314,12 @@ def answer(request: Request) -> Reply:
     except RecursionError:
         return Reply(error="RecursionError", message="the input is nested too deeply")
     except Exception as error:
-        return Reply(error=type(error).__name__, message=str(error)[:4000] or type(error).__name__)
+        return Reply(error=type(error).__name__, message=_told(error)[:4000] or type(error).__name__)
+
+
+def _told(error: Exception) -> str:
+    """The text of an error; of the system's own without the path, which says where our store lies."""
+    return (error.strerror or "") if isinstance(error, OSError) else str(error)
 
 
 def serve(connection: socket.socket) -> None:

@@ -15,12 +15,14 @@ from gateway.errors import SandboxFailure
 from gateway.sandbox import Sandbox, SandboxError
 from gateway.sandbox_calls import (
     CheckTemplate,
+    Describe,
     PrepareChat,
     Prepared,
     Tokenize,
     Turn,
 )
 from gateway.sandbox_worker import CALLS, Request, answer
+from modelfiles.files import ModelFile
 from modelfiles.messages import Message
 from modelfiles.templates.source import TemplateSource
 from tests.gateway.scripted_model import scripted_model
@@ -149,6 +151,12 @@ def test_only_what_is_on_the_list_can_be_called() -> None:
     assert all(name == kind.__name__ for name, (kind, _) in CALLS.items())
     with pytest.raises(KeyError):
         answer(Request("system", msgspec.msgpack.encode({}), 1))
+
+
+def test_errors_of_the_system_do_not_tell_where_files_lie(tmp_path: Path) -> None:
+    gone = ModelFile("weights", "x.gguf", str(tmp_path / "secret-place"), f"sha256:{'0' * 64}", 1)
+    reply = answer(Request("Describe", msgspec.msgpack.encode(Describe((gone,))), 5))
+    assert (reply.error, reply.message) == ("FileNotFoundError", "No such file or directory")
 
 
 def _files(folder: Path) -> tuple[tuple[object, ...], str]:
