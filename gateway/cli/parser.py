@@ -99,6 +99,13 @@ def _remove(parser: argparse.ArgumentParser) -> None:
 
 def _check(parser: argparse.ArgumentParser) -> None:
     _model(parser)
+    parser.add_argument(
+        "--compare",
+        metavar="PROGRAM",
+        nargs="?",
+        const="",
+        help="also compare greedy tokens with llama-server (the default), or a Python with transformers",
+    )
     _json(parser)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -29,3 +30,11 @@ def test_json_and_an_unknown_model(served: Served) -> None:
     missing = served.command("check", "nobody", check=False)
     assert missing.returncode == 4
     assert "model 'nobody:latest' not found" in missing.stderr
+
+
+@pytest.mark.skipif(
+    shutil.which("llama-server") is None, reason="llama.cpp is not installed: no llama-server"
+)
+def test_llama_cpp_says_the_same(served: Served) -> None:
+    told = served.command("check", "bud", "--compare").stdout.splitlines()
+    assert [line.split()[:2] for line in told][-2:] == [["ok", "encoding"], ["ok", "greedy"]]
