@@ -62,6 +62,8 @@ class Gateway:
             max_queue=settings.max_queue,
             clock=time.monotonic,
         )
+        self.load_progress: dict[str, LoadProgress] = {}
+        self.manager.on_progress = self.load_progress.__setitem__
         self.metrics = Metrics(self.manager.loaded)
         planner = Planner(self.sandbox, settings, device)
         self.service = Service(self.catalog, self.manager, self.sandbox, planner, self.metrics)
