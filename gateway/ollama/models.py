@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.errors import BadRequest, NotFound
+from gateway.gateway import Gateway
 from gateway.ollama.access import gateway_of, may_see, named, native_body, open_gateway
 from gateway.ollama.capabilities import CapabilityMemory
 from gateway.ollama.encode import now, timestamp
