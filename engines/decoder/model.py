@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from engines.decoder import altup
+from engines.decoder import altup, fused
 from engines.decoder.attention import attend_batch, attend_cache, rotate, rotations
 from engines.decoder.cache import Cache, LayerCache, longest_chunk, write
 from engines.decoder.config import Activation, DecoderConfig, Experts, LayerConfig, Rope
@@ -39,6 +39,18 @@ class Batch(NamedTuple):
     positions: jax.Array
     slots: jax.Array
     adapters: jax.Array | None = None
+
+
+class _Keys(NamedTuple):
+    """Where layer number `own` finds keys and values: in those of layer `source`, which may be itself.
+
+    Layers replace the entries of `cache` and fill `batch_keys` as they are computed.
+    """
+
+    own: int
+    source: int
+    cache: list[LayerCache | None]
+    batch_keys: dict[int, tuple[jax.Array, jax.Array]]
 
 
 class _Step(NamedTuple):
@@ -124,7 +136,7 @@ def _run_layers(
             hidden,
             None if per_layer is None else per_layer[:, :, index],
             step,
-            partial(_attention, index=index, source=source, cache=updated, batch_keys=batch_keys),
+            _Keys(index, source, updated, batch_keys),
         )
     if config.altup_streams:
         hidden = altup.collapse(params["altup_unembed"], hidden)
@@ -143,13 +155,11 @@ def _layer(
     hidden: jax.Array,
     per_layer: jax.Array | None,
     step: _Step,
-    attention: Any,
+    place: _Keys,
 ) -> jax.Array:
     """One block: attention and feed-forward, each added to the residual; then the family's extras."""
-    normal = rms_norm(hidden, weights["attention_norm"], config.norm_epsilon)
-    attended = attention(config, layer, weights, normal, step)
-    hidden = hidden + _post_norm(config, weights, "post_attention_norm", attended)
-    hidden = hidden + _feed_forward_block(config, layer, weights, hidden, step)
+    hidden = _attention_residual(config, layer, weights, hidden, step, place)
+    hidden = _feed_forward_residual(config, layer, weights, hidden, step)
     if per_layer is not None:
         hidden = hidden + _per_layer_block(config, weights, hidden, per_layer)
     return hidden * weights["layer_scale"] if config.layer_scale else hidden
@@ -162,7 +172,7 @@ def _altup_layer(
     streams: jax.Array,
     per_layer: jax.Array | None,
     step: _Step,
-    attention: Any,
+    place: _Keys,
 ) -> jax.Array:
     """Gemma 3n's block on streams [S, B, T, D]: predicts all, computes the first, corrects all by it."""
     norm = partial(rms_norm, epsilon=config.norm_epsilon)
@@ -170,7 +180,7 @@ def _altup_layer(
     active = predictions[0]
     normal = norm(active, weights["attention_norm"])
     laurel = normal + norm(altup.laurel(weights, normal), weights["post_laurel_norm"])
-    attended = attention(config, layer, weights, normal, step)
+    attended = _attention(config, layer, weights, normal, step, place)
     attended = active + _post_norm(config, weights, "post_attention_norm", attended)
     mixed = (attended + laurel) * 2.0**-0.5
     computed = mixed + _feed_forward_block(config, layer, weights, mixed, step)
@@ -194,17 +204,30 @@ def rms_norm(x: jax.Array, scale: jax.Array | None, epsilon: float) -> jax.Array
 # Attention ----------------------------------------------------------------------------------------------
 
 
+def _attention_residual(
+    config: DecoderConfig, layer: LayerConfig, weights: Params, hidden: jax.Array, step: _Step, place: _Keys
+) -> jax.Array:
+    """The residual [B, T, D] with what attention adds, by one kernel where there is one."""
+    if step.adapters is None:
+        stored, rotation = place.cache[place.source], step.rotations[layer.rope, layer.head_dim]
+        done = fused.attention_block(
+            config, layer, weights, hidden, rotation, stored, step.slots, step.positions
+        )
+        if done is not None:
+            hidden, place.cache[place.source] = done
+            return hidden
+    normal = rms_norm(hidden, weights["attention_norm"], config.norm_epsilon)
+    attended = _attention(config, layer, weights, normal, step, place)
+    return hidden + _post_norm(config, weights, "post_attention_norm", attended)
+
+
 def _attention(
     config: DecoderConfig,
     layer: LayerConfig,
     weights: Params,
     normal: jax.Array,
     step: _Step,
-    *,
-    index: int,
-    source: int,
-    cache: list[LayerCache | None],
-    batch_keys: dict[int, tuple[jax.Array, jax.Array]],
+    place: _Keys,
 ) -> jax.Array:
     """Projects, rotates, stores keys and values where this layer owns them, attends: [B, T, D]."""
     cosine, sine = step.rotations[layer.rope, layer.head_dim]
@@ -213,12 +236,12 @@ def _attention(
     query = rotate(query, cosine, sine)  # [B, T, N, H]
     if layer.kv_source is None:
         keys, values = _keys_and_values(config, layer, weights, projected)
-        batch_keys[index] = rotate(keys, cosine, sine), values  # [B, T, K, H]
+        place.batch_keys[place.own] = rotate(keys, cosine, sine), values  # [B, T, K, H]
     scale, softcap = config.attention_scale, config.attention_softcap
     if step.slots is None:
         attended = attend_batch(
             query,
-            *batch_keys[source],
+            *place.batch_keys[place.source],
             step.positions,
             layer,
             scale=scale,
@@ -226,11 +249,13 @@ def _attention(
             bidirectional=config.bidirectional,
         )
     else:
-        stored = cache[source]
+        stored = place.cache[place.source]
         assert stored is not None
         if layer.kv_source is None:
-            new = batch_keys[index]
-            stored = cache[index] = write(stored, *new, step.slots, step.positions, platform_of(weights))
+            new = place.batch_keys[place.own]
+            stored = place.cache[place.own] = write(
+                stored, *new, step.slots, step.positions, platform_of(weights)
+            )
         attended = attend_cache(
             query,
             stored,
@@ -314,6 +339,14 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 
 def activate(kind: Activation, x: jax.Array) -> jax.Array:
     return ACTIVATIONS[kind](x)
+
+
+def _feed_forward_residual(
+    config: DecoderConfig, layer: LayerConfig, weights: Params, hidden: jax.Array, step: _Step
+) -> jax.Array:
+    """The residual [B, T, D] with what the feed-forward network adds, by one kernel where there is one."""
+    done = fused.feed_forward_block(config, layer, weights, hidden) if step.adapters is None else None
+    return hidden + _feed_forward_block(config, layer, weights, hidden, step) if done is None else done
 
 
 def _feed_forward_block(

@@ -13,6 +13,11 @@ Operations and their contracts (M rows of input, N outputs, K inputs):
     attention (query float32 [B, T, heads, head_dim], keys, values [slots+1, kv_heads, length, head_dim],
               slots int32 [B], positions int32 [B, T], *, scale, softcap, window) -> like query;
               registered for int8 it also gets key_scales, value_scales float32 [slots+1, kv_heads, length]
+    attention_block  (hidden float32 [B, T, D], a layer's weights, its matrices of q, k and v, cosine, sine
+              [B, T, 1, head_dim / 2], keys, values, slots, positions, fused.AttentionShape)
+              -> residual like hidden, keys, values; registered for the cache's type
+    feed_forward_block  (hidden float32 [B, T, D], a layer's weights, its matrices of gate and up,
+              fused.FeedForwardShape) -> residual like hidden; registered for the activation
 
 `pack` and `rows` are optional: without `pack` the kernel gets the file's own rows, without `rows` the
 table keeps the file's layout and is unpacked by XLA.

@@ -15,7 +15,6 @@ from engines.base import (
     EncodeOutput,
     EncodeRequest,
     GenerateRequest,
-    LabelScore,
     Limits,
     LoadFailed,
     LoadRequest,
@@ -55,9 +54,6 @@ class FakeRunner:
         raise NotImplementedError
 
     async def embed(self, requests: Sequence[EncodeRequest]) -> Sequence[EncodeOutput]:
-        raise NotImplementedError
-
-    async def score(self, image: bytes) -> list[LabelScore]:
         raise NotImplementedError
 
     async def status(self) -> RunnerStatus:

@@ -6,71 +6,30 @@ Knows storage types and shapes, not models. `register_all` offers the kernels to
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import logging
-from pathlib import Path
-
 import jax
 import numpy as np
 import numpy.typing as npt
 
 from engines.decoder import ops
+from engines.decoder.native import layers
+from engines.decoder.native.library import (
+    BLOCK_TYPES,
+    available,
+    library,
+    packed_format,
+    set_threads,
+    storage_number,
+)
 from engines.decoder.params import BLOCKS
-from modelfiles.gguf_types import GGML_TYPE_BY_NAME
 
-logger = logging.getLogger(__name__)
-
-BLOCK_TYPES = ("Q8_0", "Q4_0", "Q4_K", "Q6_K", "BF16", "Q5_0", "IQ4_NL")
-"""Storage types with a kernel. Q5_0 and IQ4_NL are packed as 8-bit codes, which hold them exactly."""
+__all__ = ["BLOCK_TYPES", "CACHE_TYPES", "available", "pack", "register_all", "set_threads"]
 
 CACHE_TYPES = ("bfloat16", "float32")
 """Types of the key-value cache that the attention kernel reads."""
 
 ALIGNMENT = 64
-CUSTOM_CALLS = ("gemmule_matmul", "gemmule_rows", "gemmule_attention", "gemmule_write")
 
 Bytes = npt.NDArray[np.uint8]
-
-
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    """The compiled library with its custom calls registered, or None; says once why it is missing."""
-    found = sorted(Path(__file__).parent.glob("_kernels*.so")) + sorted(
-        Path(__file__).parent.glob("_kernels*.pyd")
-    )
-    if not found:
-        logger.warning(
-            "the C++ kernels are not built, so weights are unpacked to float32 and decoding is several times "
-            "slower; install a C++ compiler and run `python setup.py build_ext --inplace`"
-        )
-        return None
-    try:
-        library = ctypes.CDLL(str(found[-1]))
-    except OSError as error:
-        logger.warning("the C++ kernels cannot be loaded (%s); XLA serves instead", error)
-        return None
-    library.gemmule_path.restype = ctypes.c_char_p
-    library.gemmule_packed_bytes.restype = ctypes.c_int64
-    library.gemmule_packed_bytes.argtypes = [ctypes.c_int32, ctypes.c_int64, ctypes.c_int64]
-    library.gemmule_pack.restype = None
-    library.gemmule_pack.argtypes = [
-        ctypes.c_int32,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_void_p,
-    ]
-    for name in CUSTOM_CALLS:
-        capsule = jax.ffi.pycapsule(getattr(library, name))  # type: ignore[no-untyped-call]
-        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
-    return library
-
-
-def available() -> str | None:
-    """The instruction-set path in use (`avx512-vnni`, `avx2`, `neon-dotprod`, `portable`), or None."""
-    library = _library()
-    return None if library is None else str(library.gemmule_path().decode())
 
 
 def pack(blocks: Bytes, block_type: str, shape: tuple[int, int]) -> Bytes:
@@ -78,24 +37,18 @@ def pack(blocks: Bytes, block_type: str, shape: tuple[int, int]) -> Bytes:
 
     Sixteen rows make a group; `shape` is (outputs, inputs) in elements. ValueError where they do not fit.
     """
-    library = _library()
-    if library is None:
+    kernels = library()
+    if kernels is None:
         raise RuntimeError("the C++ kernels are not built")
-    storage = _storage(block_type)
+    storage = storage_number(block_type)
     outputs, inputs = shape
     size, bytes_per_block = BLOCKS[block_type]
     if inputs % size or blocks.size != outputs * (inputs // size) * bytes_per_block:
         raise ValueError(f"{blocks.size} bytes of {block_type} do not make the shape {outputs} x {inputs}")
     source = np.ascontiguousarray(blocks)
-    packed = _aligned_zeros(int(library.gemmule_packed_bytes(storage, outputs, inputs)))
-    library.gemmule_pack(storage, source.ctypes.data, outputs, inputs, packed.ctypes.data)
+    packed = _aligned_zeros(int(kernels.gemmule_packed_bytes(storage, outputs, inputs)))
+    kernels.gemmule_pack(storage, source.ctypes.data, outputs, inputs, packed.ctypes.data)
     return packed.reshape(-(-outputs // 16), -1)
-
-
-def _storage(block_type: str) -> int:
-    if block_type not in BLOCK_TYPES:
-        raise ValueError(f"no kernel for {block_type}; there are kernels for {', '.join(BLOCK_TYPES)}")
-    return int(GGML_TYPE_BY_NAME[block_type].id)
 
 
 def _aligned_zeros(size: int) -> Bytes:
@@ -112,7 +65,9 @@ def quantized_matmul(x: jax.Array, packed: jax.Array, block_type: str, shape: tu
     is the same whatever other rows are computed with it.
     """
     result = jax.ShapeDtypeStruct((x.shape[0], shape[0]), np.float32)  # type: ignore[no-untyped-call]
-    product: jax.Array = jax.ffi.ffi_call("gemmule_matmul", result)(x, packed, format=_format(block_type))
+    product: jax.Array = jax.ffi.ffi_call("gemmule_matmul", result)(
+        x, packed, format=packed_format(block_type)
+    )
     return product
 
 
@@ -120,7 +75,7 @@ def quantized_rows(packed: jax.Array, block_type: str, shape: tuple[int, int], i
     """Rows `ids` int32 [M] of packed weights -> float32 [M, inputs]; ids outside are clamped."""
     result = jax.ShapeDtypeStruct((ids.shape[0], shape[1]), np.float32)  # type: ignore[no-untyped-call]
     rows: jax.Array = jax.ffi.ffi_call("gemmule_rows", result)(
-        packed, ids, format=_format(block_type), outputs=np.int64(shape[0])
+        packed, ids, format=packed_format(block_type), outputs=np.int64(shape[0])
     )
     return rows
 
@@ -169,18 +124,12 @@ def cached_attention(
     return attended
 
 
-@functools.cache
-def _format(block_type: str) -> np.int64:
-    library = _library()
-    assert library is not None, "a packed matrix exists, so the library does"
-    return np.int64(library.gemmule_format(_storage(block_type)))
-
-
 def register_all() -> str | None:
     """Offers every kernel to the registry; returns `available()`. Safe to call again."""
     path = available()
     if path is None:
         return None
+    set_threads()
     name = f"native-{path}"
     for block_type in BLOCK_TYPES:
         ops.register("pack", block_type, "cpu", _packer(block_type), name)
@@ -189,6 +138,9 @@ def register_all() -> str | None:
     for cache_type in CACHE_TYPES:
         ops.register("attention", cache_type, "cpu", cached_attention, name)
         ops.register("write", cache_type, "cpu", cache_write, name)
+        ops.register("attention_block", cache_type, "cpu", layers.attention_block, name)
+    for activation in layers.ACTIVATIONS:
+        ops.register("feed_forward_block", activation, "cpu", layers.feed_forward_block, name)
     return path
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from engines.decoder import native
+from engines.decoder.native.library import library
 
-if native._library() is None:
+if library() is None:
     pytest.skip("the C++ kernels are not built (no compiler?)", allow_module_level=True)
 
 

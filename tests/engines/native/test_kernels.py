@@ -13,10 +13,11 @@ import pytest
 
 from engines.decoder import native, ops
 from engines.decoder.blocks import dequantize
+from engines.decoder.native.library import library, storage_number
 from engines.decoder.params import BLOCKS
 from modelfiles.gguf_types import GGML_TYPE_BY_NAME
 
-if native._library() is None:
+if library() is None:
     pytest.skip("the C++ kernels are not built (no compiler?)", allow_module_level=True)
 
 PATHS = ("avx512-vnni", "avx2", "neon-dotprod", "portable")
@@ -62,10 +63,10 @@ def oracle(
 def product(
     path: str, block_type: str, x: npt.NDArray[np.float32], packed: npt.NDArray[np.uint8], outputs: int
 ) -> npt.NDArray[np.float32]:
-    library: Any = native._library()
-    library.gemmule_product.restype = ctypes.c_bool
+    loaded: Any = library()
+    loaded.gemmule_product.restype = ctypes.c_bool
     out = np.full((x.shape[0], outputs), np.nan, np.float32)
-    done = library.gemmule_product(
+    done = loaded.gemmule_product(
         path.encode(),
         ctypes.c_int32(GGML_TYPE_BY_NAME[block_type].id),
         ctypes.c_void_p(x.ctypes.data),
@@ -159,7 +160,7 @@ def test_shapes_that_do_not_fit_are_refused(block_type: str, shape: tuple[int, i
 
 def test_types_without_a_kernel_are_named() -> None:
     with pytest.raises(ValueError, match="no kernel for Q2_K"):
-        native._storage("Q2_K")
+        storage_number("Q2_K")
 
 
 def test_registration_offers_every_kernel() -> None:

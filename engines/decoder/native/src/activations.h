@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "glue.h"
 #include "layout.h"
 
 namespace gemmule {
@@ -28,6 +29,7 @@ struct Task {
   int64_t inputs;
   int64_t outputs;
   float* out;
+  int64_t stride;  // floats between two rows of `out`
 };
 
 // What one instruction-set path offers.
@@ -37,6 +39,7 @@ struct Path {
   void (*run)(const Task& task, int64_t begin, int64_t end);
   void (*quantize)(const float* x, int64_t inputs, const Activations& out);
   AttentionPath attention;
+  GluePath glue;
 };
 
 extern const Path kAvx512Path, kAvx2Path, kNeonPath, kPortablePath;

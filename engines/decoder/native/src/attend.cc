@@ -29,12 +29,14 @@ struct Job {
 Row row_of(const Job& job, int64_t unit) {
   const AttentionTask& task = job.task;
   const int64_t kv = unit % task.kv_heads, token = unit / task.kv_heads, b = token / task.time;
-  const int64_t at = (token * task.heads + kv * job.group) * task.size;
+  const int64_t first_head = kv * job.group * task.size;
   const int64_t slot = std::min<int64_t>(std::max(task.slots[b], 0), task.cache_slots - 1);
   const int64_t position = task.positions[token];
   const int64_t limit = task.window > 0 ? std::min(task.window, task.length) : task.length;
   const int64_t base = (slot * task.kv_heads + kv) * task.length * task.size;
-  return {base, task.query + at, task.out + at, std::max<int64_t>(0, position - limit + 1), position};
+  const float* query = task.query + token * task.query_stride + first_head;
+  float* out = task.out + token * task.heads * task.size + first_head;
+  return {base, query, out, std::max<int64_t>(0, position - limit + 1), position};
 }
 
 Partial partial_in(float* buffer, int64_t size) {

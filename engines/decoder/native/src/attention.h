@@ -13,7 +13,8 @@ constexpr int64_t kSpan = 512;
 constexpr int kMaxGroup = 8;  // query heads computed together; more take several turns
 
 struct AttentionTask {
-  const float* query;  // [batch, time, heads, size]
+  const float* query;  // [batch, time, heads, size], `query_stride` floats from token to token
+  int64_t query_stride;
   const void* keys;    // bfloat16 or float32
   const void* values;
   bool wide;  // keys and values are float32
@@ -22,7 +23,7 @@ struct AttentionTask {
   int64_t batch, time, heads, kv_heads, length, size, cache_slots;
   float scale, softcap;  // softcap 0: none
   int64_t window;        // 0: none
-  float* out;            // like query
+  float* out;            // [batch, time, heads, size]
 };
 
 // The softmax of a span before normalisation: highest score, sum of weights, weighted values [size] per head.

@@ -10,11 +10,12 @@
 
 namespace gemmule {
 
-// Weights are read once and in order, faster than the processor's own prefetcher looks ahead inside a loop that
-// also computes: asking 1 KiB ahead gains 10 to 20 % (tests/bench/LOG.md).
+// Few rows leave reading to the processor's own prefetcher, which looks far enough ahead along one stream; where many
+// instructions lie between two lines, asking for the one 1 KiB on gains up to 40 % (tests/bench/LOG.md).
+template <bool Ask>
 static inline const uint8_t* ahead(const uint8_t* line) {
 #if defined(__GNUC__)
-  __builtin_prefetch(line + 1024);
+  if (Ask) __builtin_prefetch(line + 1024);
 #endif
   return line;
 }
@@ -26,48 +27,59 @@ struct Group {
   using I = typename V::I;
   using U = typename V::U;
 
+  static void q8_block(const uint8_t* codes, const uint8_t* scales, const Activations* const* x, int64_t k, F* acc) {
+    I sum[M];
+    for (int m = 0; m < M; ++m) sum[m] = V::start_wide(x[m]->sums[2 * k] + x[m]->sums[2 * k + 1]);
+    for (int j = 0; j < 8; ++j) {
+      const U w = V::load(ahead<(M >= 8)>(codes + j * kLine));
+      for (int m = 0; m < M; ++m) sum[m] = V::dot_wide(sum[m], w, V::input(x[m]->codes + 8 * k + j));
+    }
+    add_scaled(sum, scales, x, k, acc);
+  }
+
+  static void add_scaled(const I* sum, const uint8_t* scales, const Activations* const* x, int64_t k, F* acc) {
+    const F scale = V::half(scales);
+    for (int m = 0; m < M; ++m)
+      acc[m] = V::fma(V::to_float(sum[m]), V::mul(scale, V::set(x[m]->scales[k])), acc[m]);
+  }
+
   static void q8(const uint8_t* group, const Activations* const* x, int64_t inputs, F* acc) {
     const int64_t blocks = inputs / kBlock;
-    const uint8_t* scales = group + blocks * code_bytes(kQ8);
-    for (int64_t k = 0; k < blocks; ++k, group += 8 * kLine, scales += 2 * kRows) {
-      I sum[M];
-      for (int m = 0; m < M; ++m) sum[m] = V::start_wide(x[m]->sums[2 * k] + x[m]->sums[2 * k + 1]);
-      for (int j = 0; j < 8; ++j) {
-        const U w = V::load(ahead(group + j * kLine));
-        for (int m = 0; m < M; ++m) sum[m] = V::dot_wide(sum[m], w, V::input(x[m]->codes + 8 * k + j));
-      }
-      const F scale = V::half(scales);
-      for (int m = 0; m < M; ++m)
-        acc[m] = V::fma(V::to_float(sum[m]), V::mul(scale, V::set(x[m]->scales[k])), acc[m]);
+    for (int64_t k = 0; k < blocks; k += 2, group += kLine + 16 * kLine) {
+      q8_block(group + kLine, group, x, k, acc);
+      if (k + 1 < blocks) q8_block(group + 9 * kLine, group + 2 * kRows, x, k + 1, acc);
     }
   }
 
   // One block of 4-bit codes; `start` is what V::start takes, per row.
   static void nibbles(const uint8_t* codes, const Activations* const* x, int64_t k, I* sum) {
     for (int j = 0; j < 4; ++j) {
-      const U both = V::load(ahead(codes + j * kLine));
+      const U both = V::load(ahead<(M >= 8)>(codes + j * kLine));
       const U low = V::low(both), high = V::high(both);
       for (int m = 0; m < M; ++m) sum[m] = V::dot(sum[m], low, V::input(x[m]->codes + 8 * k + j));
       for (int m = 0; m < M; ++m) sum[m] = V::dot(sum[m], high, V::input(x[m]->codes + 8 * k + 4 + j));
     }
   }
 
+  static void q4_block(const uint8_t* codes, const uint8_t* scales, const Activations* const* x, int64_t k, F* acc) {
+    I sum[M];
+    for (int m = 0; m < M; ++m) sum[m] = V::start(-8 * (x[m]->sums[2 * k] + x[m]->sums[2 * k + 1]));
+    nibbles(codes, x, k, sum);
+    add_scaled(sum, scales, x, k, acc);
+  }
+
   static void q4(const uint8_t* group, const Activations* const* x, int64_t inputs, F* acc) {
     const int64_t blocks = inputs / kBlock;
-    const uint8_t* scales = group + blocks * code_bytes(kQ4);
-    for (int64_t k = 0; k < blocks; ++k, group += 4 * kLine, scales += 2 * kRows) {
-      I sum[M];
-      for (int m = 0; m < M; ++m) sum[m] = V::start(-8 * (x[m]->sums[2 * k] + x[m]->sums[2 * k + 1]));
-      nibbles(group, x, k, sum);
-      const F scale = V::half(scales);
-      for (int m = 0; m < M; ++m)
-        acc[m] = V::fma(V::to_float(sum[m]), V::mul(scale, V::set(x[m]->scales[k])), acc[m]);
+    for (int64_t k = 0; k < blocks; k += 2, group += kLine + 8 * kLine) {
+      q4_block(group + kLine, group, x, k, acc);
+      if (k + 1 < blocks) q4_block(group + 5 * kLine, group + 2 * kRows, x, k + 1, acc);
     }
   }
 
   static void q4k(const uint8_t* group, const Activations* const* x, int64_t inputs, F* acc) {
-    const uint8_t* meta = group + inputs / kBlock * code_bytes(kQ4K);
-    for (int64_t k = 0; k < inputs / kBlock; k += 8, meta += kQ4KMeta) {
+    for (int64_t k = 0; k < inputs / kBlock; k += 8) {
+      const uint8_t* meta = group;
+      group += 5 * kLine;
       F scaled[M];
       for (int m = 0; m < M; ++m) scaled[m] = V::set(0.0f);
       for (int b = 0; b < 8; ++b, group += 4 * kLine) {
@@ -90,17 +102,18 @@ struct Group {
   }
 
   static void q6k(const uint8_t* group, const Activations* const* x, int64_t inputs, F* acc) {
-    const uint8_t* meta = group + inputs / kBlock * code_bytes(kQ6K);
-    for (int64_t k = 0; k < inputs / kBlock; k += 8, meta += kQ6KMeta) {
+    for (int64_t k = 0; k < inputs / kBlock; k += 8) {
+      const uint8_t* meta = group;
+      group += 5 * kLine;
       F scaled[M];
       for (int m = 0; m < M; ++m) scaled[m] = V::set(0.0f);
       for (int b = 0; b < 8; ++b, group += 6 * kLine) {
         for (int half = 0; half < 2; ++half) {  // sixteen inputs share a scale
           I sum[M];
           for (int m = 0; m < M; ++m) sum[m] = V::start(-32 * x[m]->sums[2 * (k + b) + half]);
-          const U highs = V::load(ahead(group + (4 + half) * kLine));
+          const U highs = V::load(ahead<(M >= 8)>(group + (4 + half) * kLine));
           for (int j = 0; j < 4; ++j) {
-            const U both = V::load(half ? group + j * kLine : ahead(group + j * kLine));
+            const U both = V::load(ahead<(M >= 8)>(group + j * kLine));
             const U w = V::join(half ? V::high(both) : V::low(both), highs, j);
             for (int m = 0; m < M; ++m)
               sum[m] = V::dot(sum[m], w, V::input(x[m]->codes + 8 * (k + b) + 4 * half + j));
@@ -119,7 +132,7 @@ struct Group {
     F odd[M];
     for (int m = 0; m < M; ++m) odd[m] = V::set(0.0f);
     for (int64_t k = 0; k < round_up(inputs, kBlock); k += 2, group += kLine) {
-      const U w = V::load(ahead(group));
+      const U w = V::load(ahead<(M >= 4)>(group));
       const F first = V::bf16_even(w), second = V::bf16_odd(w);
       for (int m = 0; m < M; ++m) acc[m] = V::fma(first, V::set(x[m]->values[k]), acc[m]);
       for (int m = 0; m < M; ++m) odd[m] = V::fma(second, V::set(x[m]->values[k + 1]), odd[m]);
@@ -165,7 +178,7 @@ void run_groups(const Task& task, int64_t begin, int64_t end) {
       const int tile = left >= 8 && V::kTile >= 8 ? 8 : left >= 4 && V::kTile >= 4 ? 4 : left >= 2 ? 2 : 1;
       for (int i = 0; i < tile; ++i) {
         x[i] = task.x + m + i;
-        out[i] = task.out + (m + i) * task.outputs;
+        out[i] = task.out + (m + i) * task.stride;
       }
       const int64_t row = g * kRows;
       switch (tile) {

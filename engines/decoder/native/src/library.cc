@@ -1,4 +1,4 @@
-// What Python sees: two XLA custom calls and a few C functions for packing, called through ctypes.
+// What Python sees of single operations: XLA custom calls, and a few C functions for packing, called through ctypes.
 #include <cstdint>
 
 #include "activations.h"
@@ -50,7 +50,7 @@ ffi::Error attention(ffi::Buffer<ffi::F32> query, ffi::AnyBuffer keys, ffi::AnyB
   if (keys.element_type() != values.element_type() || (!wide && keys.element_type() != ffi::BF16))
     return ffi::Error::InvalidArgument("keys and values must be bfloat16 or float32");
   if (q[3] % 16 || q[3] != k[3] || q[2] % k[1]) return ffi::Error::InvalidArgument("heads do not fit the cache");
-  attend(best_path(), {query.typed_data(), keys.untyped_data(), values.untyped_data(), wide, slots.typed_data(),
+  attend(best_path(), {query.typed_data(), q[2] * q[3], keys.untyped_data(), values.untyped_data(), wide, slots.typed_data(),
                        positions.typed_data(), q[0], q[1], q[2], k[1], k[2], q[3], k[0], scale, softcap, window,
                        out->typed_data()});
   return ffi::Error::Success();
@@ -62,14 +62,12 @@ ffi::Error write(ffi::AnyBuffer cache, ffi::Buffer<ffi::F32> fresh, ffi::Buffer<
   if (out->untyped_data() != cache.untyped_data())
     return ffi::Error::Internal("the cache is not written in place: it was not donated");
   if (f[2] != c[1] || f[3] != c[3]) return ffi::Error::InvalidArgument("keys do not fit the cache");
-  const StoreTask task{fresh.typed_data(), slots.typed_data(), positions.typed_data(), f[0], f[1], c[1], c[2], c[3],
-                       c[0]};
-  if (cache.element_type() == ffi::F32) {
-    store(task, static_cast<float*>(out->untyped_data()));
-  } else if (cache.element_type() == ffi::BF16) {
-    store(task, static_cast<uint16_t*>(out->untyped_data()));
-  } else {
+  const bool wide = cache.element_type() == ffi::F32;
+  if (!wide && cache.element_type() != ffi::BF16)
     return ffi::Error::InvalidArgument("the cache must be bfloat16 or float32");
+  for (int64_t token = 0; token < f[0] * f[1]; ++token) {
+    const StoreTask task{slots.typed_data()[token / f[1]], positions.typed_data()[token], c[1], c[2], c[3], c[0]};
+    store_token(task, fresh.typed_data() + token * f[2] * f[3], wide, out->untyped_data());
   }
   return ffi::Error::Success();
 }
@@ -118,6 +116,9 @@ const char* gemmule_path() { return gemmule::best_path().name; }
 
 void gemmule_set_threads(int32_t threads) { gemmule::set_threads(threads); }
 
+// Threads that share a product; starts them.
+int32_t gemmule_threads() { return gemmule::pool().threads(); }
+
 // The layout of a storage type's packed weights, or -1 where there is no kernel.
 int32_t gemmule_format(int32_t storage) { return gemmule::format_of(storage); }
 
@@ -138,6 +139,22 @@ bool gemmule_product(const char* name, int32_t storage, const float* x, int64_t 
   if (!path) return false;
   const auto format = static_cast<gemmule::Format>(gemmule::format_of(storage));
   gemmule::product(*path, format, x, count, inputs, packed, outputs, out);
+  return true;
+}
+
+// The operations between products on the path of this name, one after the other, for checks: a norm of x [size],
+// its rotation as one head, the gate of the result with `up`, and a sum with x -> out [4, size].
+bool gemmule_glue(const char* name, int32_t activation, const float* x, const float* up, const float* scale,
+                  const float* cosine, const float* sine, int64_t size, float* out) {
+  const gemmule::Path* path = gemmule::find_path(name);
+  if (!path) return false;
+  const gemmule::GluePath& glue = path->glue;
+  float *rotated = out + size, *gated = out + 2 * size, *sum = out + 3 * size;
+  glue.norm(x, scale, size, 1e-6f, out);
+  for (int64_t i = 0; i < size; ++i) rotated[i] = out[i];
+  glue.rotate(rotated, cosine, sine, size / 2);
+  glue.gate(static_cast<gemmule::Activation>(activation), rotated, up, size, gated);
+  glue.add(gated, x, size, sum);
   return true;
 }
 

@@ -50,13 +50,18 @@ void codes_of(int32_t storage, const uint8_t* block, int8_t* codes) {
   }
 }
 
+// The half scale of block k, of a format with one for each block.
+inline int64_t half_at(Format format, int64_t k, int64_t row) {
+  return scales_at(format, k) + (k % 2 * kRows + row) * 2;
+}
+
 void pack_q8(int32_t storage, const uint8_t* from, int64_t row, int64_t blocks, int64_t bytes, uint8_t* group) {
-  uint8_t* scales = group + blocks * code_bytes(kQ8);
-  for (int64_t k = 0; k < blocks; ++k, from += bytes, group += code_bytes(kQ8), scales += 2 * kRows) {
+  for (int64_t k = 0; k < blocks; ++k, from += bytes) {
     int8_t codes[32];
     codes_of(storage, from, codes);
-    for (int i = 0; i < 32; ++i) group[place(row, i)] = static_cast<uint8_t>(codes[i]) ^ 128;
-    std::memcpy(scales + 2 * row, from, 2);
+    uint8_t* block = group + codes_at(kQ8, k);
+    for (int i = 0; i < 32; ++i) block[place(row, i)] = static_cast<uint8_t>(codes[i]) ^ 128;
+    std::memcpy(group + half_at(kQ8, k, row), from, 2);
   }
 }
 
@@ -66,17 +71,17 @@ void put_nibbles(const uint8_t* codes, int64_t row, uint8_t* block) {
 }
 
 void pack_q4(const uint8_t* from, int64_t row, int64_t blocks, uint8_t* group) {
-  uint8_t* scales = group + blocks * code_bytes(kQ4);
-  for (int64_t k = 0; k < blocks; ++k, from += 18, group += code_bytes(kQ4), scales += 2 * kRows) {
+  for (int64_t k = 0; k < blocks; ++k, from += 18) {
+    uint8_t* block = group + codes_at(kQ4, k);
     // The file, too, has the first sixteen in low nibbles.
-    for (int i = 0; i < 16; ++i) group[place(row, i)] = from[2 + i];
-    std::memcpy(scales + 2 * row, from, 2);
+    for (int i = 0; i < 16; ++i) block[place(row, i)] = from[2 + i];
+    std::memcpy(group + half_at(kQ4, k, row), from, 2);
   }
 }
 
 void pack_q4k(const uint8_t* from, int64_t row, int64_t blocks, uint8_t* group) {
-  uint8_t* meta = group + blocks * code_bytes(kQ4K);
-  for (int64_t k = 0; k < blocks; k += 8, from += 144, meta += kQ4KMeta) {
+  for (int64_t k = 0; k < blocks; k += 8, from += 144) {
+    uint8_t* meta = group + scales_at(kQ4K, k);
     const uint8_t* packed = from + 4;
     for (int b = 0; b < 8; ++b) {  // six bits each: four plain pairs, then four with their high bits apart
       const bool first = b < 4;
@@ -85,21 +90,22 @@ void pack_q4k(const uint8_t* from, int64_t row, int64_t blocks, uint8_t* group) 
     }
     std::memcpy(meta + 16 * kRows + 2 * row, from, 2);
     std::memcpy(meta + 18 * kRows + 2 * row, from + 2, 2);
-    for (int b = 0; b < 8; ++b, group += code_bytes(kQ4K)) {
+    for (int b = 0; b < 8; ++b) {
       uint8_t codes[32];  // 64 inputs share 32 bytes: the first half in low, the second in high nibbles
       const uint8_t* pair = from + 16 + b / 2 * 32;
       for (int i = 0; i < 32; ++i) codes[i] = b % 2 ? pair[i] >> 4 : pair[i] & 15;
-      put_nibbles(codes, row, group);
+      put_nibbles(codes, row, group + codes_at(kQ4K, k + b));
     }
   }
 }
 
 void pack_q6k(const uint8_t* from, int64_t row, int64_t blocks, uint8_t* group) {
-  uint8_t* meta = group + blocks * code_bytes(kQ6K);
-  for (int64_t k = 0; k < blocks; k += 8, from += 210, meta += kQ6KMeta) {
+  for (int64_t k = 0; k < blocks; k += 8, from += 210) {
+    uint8_t* meta = group + scales_at(kQ6K, k);
     for (int s = 0; s < 16; ++s) meta[s * kRows + row] = from[192 + s];
     std::memcpy(meta + 16 * kRows + 2 * row, from + 208, 2);
-    for (int b = 0; b < 8; ++b, group += code_bytes(kQ6K)) {
+    for (int b = 0; b < 8; ++b) {
+      uint8_t* block = group + codes_at(kQ6K, k + b);
       // 128 inputs share 64 low bytes and 32 high bytes: quarter q of them is 32 inputs.
       const int half = b / 4, quarter = b % 4;
       const uint8_t* low = from + half * 64 + quarter % 2 * 32;
@@ -108,9 +114,9 @@ void pack_q6k(const uint8_t* from, int64_t row, int64_t blocks, uint8_t* group) 
       for (int i = 0; i < 32; ++i) {
         codes[i] = quarter < 2 ? low[i] & 15 : low[i] >> 4;
         const int bits = high[i] >> (2 * quarter) & 3;
-        group[(4 + i / 16) * kLine + row * 4 + i % 4] |= static_cast<uint8_t>(bits << (2 * (i % 16 / 4)));
+        block[(4 + i / 16) * kLine + row * 4 + i % 4] |= static_cast<uint8_t>(bits << (2 * (i % 16 / 4)));
       }
-      put_nibbles(codes, row, group);
+      put_nibbles(codes, row, block);
     }
   }
 }
@@ -148,22 +154,19 @@ void pack(int32_t storage, const uint8_t* rows, int64_t outputs, int64_t inputs,
 
 void unpack_row(Format format, const uint8_t* packed, int64_t n, int64_t inputs, float* out) {
   const uint8_t* group = packed + n / kRows * group_bytes(format, inputs);
-  const int64_t row = n % kRows, blocks = blocks_of(inputs), size = code_bytes(format);
-  const uint8_t* scales = group + blocks * size;
+  const int64_t row = n % kRows;
   for (int64_t k = 0; k < inputs; ++k) {
     const int64_t b = k / kBlock, i = k % kBlock;
-    const uint8_t* block = group + b * size;
+    const uint8_t *block = group + codes_at(format, b), *meta = group + scales_at(format, b);
     const uint8_t nibble = format == kQ8 ? 0 : block[place(row, i % 16)] >> (i < 16 ? 0 : 4) & 15;
     if (format == kQ8) {
-      out[k] = half_to_float(scales + (b * kRows + row) * 2) * (block[place(row, i)] - 128);
+      out[k] = half_to_float(group + half_at(format, b, row)) * (block[place(row, i)] - 128);
     } else if (format == kQ4) {
-      out[k] = half_to_float(scales + (b * kRows + row) * 2) * (nibble - 8);
+      out[k] = half_to_float(group + half_at(format, b, row)) * (nibble - 8);
     } else if (format == kQ4K) {
-      const uint8_t* meta = scales + b / 8 * kQ4KMeta;
       const float d = half_to_float(meta + 16 * kRows + 2 * row), dmin = half_to_float(meta + 18 * kRows + 2 * row);
       out[k] = d * meta[b % 8 * kRows + row] * nibble - dmin * meta[(8 + b % 8) * kRows + row];
     } else if (format == kQ6K) {
-      const uint8_t* meta = scales + b / 8 * kQ6KMeta;
       const int bits = block[(4 + i / 16) * kLine + row * 4 + i % 4] >> (2 * (i % 16 / 4)) & 3;
       const int8_t scale = static_cast<int8_t>(meta[(2 * (b % 8) + i / 16) * kRows + row]);
       out[k] = half_to_float(meta + 16 * kRows + 2 * row) * scale * ((nibble | bits << 4) - 32);

@@ -11,6 +11,7 @@
 
 GEMMULE_TARGET("avx2,fma,f16c")
 #include "attention_kernels.h"
+#include "glue_kernels.h"
 #include "kernels.h"
 #include "quantize.h"
 
@@ -105,7 +106,8 @@ void quantize(const float* x, int64_t inputs, const Activations& out) { quantize
 
 }  // namespace
 
-const Path kAvx2Path = {"avx2", supported, run, quantize, {Attention<Avx2>::any_span, Attention<Avx2>::join}};
+const Path kAvx2Path = {"avx2", supported,
+                        run, quantize, {Attention<Avx2>::any_span, Attention<Avx2>::join}, Glue<Avx2>::path()};
 
 }  // namespace gemmule
 GEMMULE_TARGET_END

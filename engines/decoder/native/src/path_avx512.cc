@@ -11,6 +11,7 @@
 
 GEMMULE_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
 #include "attention_kernels.h"
+#include "glue_kernels.h"
 #include "kernels.h"
 #include "quantize.h"
 
@@ -71,7 +72,8 @@ void quantize(const float* x, int64_t inputs, const Activations& out) { quantize
 
 }  // namespace
 
-const Path kAvx512Path = {"avx512-vnni", supported, run, quantize, {Attention<Avx512>::any_span, Attention<Avx512>::join}};
+const Path kAvx512Path = {"avx512-vnni", supported,
+                          run, quantize, {Attention<Avx512>::any_span, Attention<Avx512>::join}, Glue<Avx512>::path()};
 
 }  // namespace gemmule
 GEMMULE_TARGET_END

@@ -18,6 +18,7 @@ GEMMULE_TARGET("dotprod")
 GEMMULE_TARGET("arch=armv8.2-a+dotprod")
 #endif
 #include "attention_kernels.h"
+#include "glue_kernels.h"
 #include "kernels.h"
 #include "quantize.h"
 
@@ -140,7 +141,8 @@ void quantize(const float* x, int64_t inputs, const Activations& out) { quantize
 
 }  // namespace
 
-const Path kNeonPath = {"neon-dotprod", supported, run, quantize, {Attention<Neon>::any_span, Attention<Neon>::join}};
+const Path kNeonPath = {"neon-dotprod", supported,
+                        run, quantize, {Attention<Neon>::any_span, Attention<Neon>::join}, Glue<Neon>::path()};
 
 }  // namespace gemmule
 GEMMULE_TARGET_END

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "attention_kernels.h"
+#include "glue_kernels.h"
 #include "half.h"
 #include "kernels.h"
 #include "quantize.h"
@@ -137,6 +138,7 @@ void quantize(const float* x, int64_t inputs, const Activations& out) { quantize
 
 }  // namespace
 
-const Path kPortablePath = {"portable", always, run, quantize, {Attention<Portable>::any_span, Attention<Portable>::join}};
+const Path kPortablePath = {"portable", always,
+                            run, quantize, {Attention<Portable>::any_span, Attention<Portable>::join}, Glue<Portable>::path()};
 
 }  // namespace gemmule

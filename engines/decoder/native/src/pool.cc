@@ -2,10 +2,6 @@
 
 #include <chrono>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
-
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -24,11 +20,7 @@ inline void relax() {
 #endif
 }
 
-int usable_processors() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
+int processors() {
   const int count = static_cast<int>(std::thread::hardware_concurrency());
   return count > 0 ? count : 1;
 }
@@ -101,7 +93,7 @@ void set_threads(int threads) { wanted_threads = threads; }
 
 Pool& pool() {
   // Never destroyed: XLA's threads may still be inside a product when the process exits.
-  static Pool* instance = new Pool(wanted_threads > 0 ? wanted_threads.load() : usable_processors());
+  static Pool* instance = new Pool(wanted_threads > 0 ? wanted_threads.load() : processors());
   return *instance;
 }
 

@@ -4,6 +4,7 @@
 // then sleep. A call that finds the pool busy (XLA may run two products at once) does its work alone.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -43,8 +44,26 @@ class Pool {
   void* context_ = nullptr;
 };
 
-// The pool of this process, made on first use with as many threads as the process may run on.
+// The pool of this process, made on first use with as many threads as were set, or as there are processors.
 Pool& pool();
+
+// Calls work(chunk) for each of 0 .. chunks - 1 on the pool's threads.
+template <class Work>
+void parallel(int64_t chunks, const Work& work) {
+  const auto call = [](void* context, int64_t chunk) { (*static_cast<const Work*>(context))(chunk); };
+  pool().run(chunks, call, const_cast<void*>(static_cast<const void*>(&work)));
+}
+
+constexpr int64_t kSerialElements = 16 << 10;  // fewer are not worth waking a thread for
+
+// Calls work(row) for each of 0 .. rows - 1, several rows of `elements` each to a chunk.
+template <class Work>
+void for_rows(int64_t rows, int64_t elements, const Work& work) {
+  const int64_t step = std::max<int64_t>(1, kSerialElements / elements);
+  parallel((rows + step - 1) / step, [&](int64_t chunk) {
+    for (int64_t row = chunk * step; row < std::min((chunk + 1) * step, rows); ++row) work(row);
+  });
+}
 
 // Sets the number of threads; effective before the first product only.
 void set_threads(int threads);

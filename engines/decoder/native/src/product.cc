@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "pool.h"
 
@@ -18,97 +17,38 @@ const Path* const kPaths[] = {
     &kPortablePath};
 
 constexpr int64_t kSerialBytes = 64 << 10;  // less work than this is not worth waking a thread for
+constexpr int64_t kChunkBytes = 512 << 10;  // a thread that loses its processor holds the others up no longer
 constexpr int64_t kCacheBytes = 384 << 10;  // activations of one pass stay in the second-level cache
-constexpr int64_t kSerialInputs = 16 << 10;
 
-// Scratch of one calling thread, kept between calls.
-struct Scratch {
-  std::vector<int32_t> codes, sums;
-  std::vector<float> scales, offsets, padded;
-  std::vector<Activations> rows;
-
-  void reserve(int64_t count, int64_t inputs) {
-    const int64_t blocks = blocks_of(inputs);
-    grow(codes, count * blocks * 8);
-    grow(sums, count * blocks * 2);
-    grow(scales, count * blocks);
-    grow(offsets, count * blocks);
-    grow(rows, count);
-    for (int64_t m = 0; m < count; ++m)
-      rows[m] = {codes.data() + m * blocks * 8, scales.data() + m * blocks, sums.data() + m * blocks * 2,
-                 offsets.data() + m * blocks, nullptr};
-  }
-
-  template <class T>
-  static void grow(std::vector<T>& buffer, int64_t size) {
-    if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
-  }
-};
-
-struct Quantize {
-  const Path& path;
-  const float* x;
-  int64_t count, inputs, step;
-  const Activations* rows;
-};
-
-void quantize_chunk(void* context, int64_t chunk) {
-  const Quantize& job = *static_cast<Quantize*>(context);
-  const int64_t end = std::min((chunk + 1) * job.step, job.count);
-  for (int64_t m = chunk * job.step; m < end; ++m) job.path.quantize(job.x + m * job.inputs, job.inputs, job.rows[m]);
-}
-
-struct Groups {
-  const Path& path;
-  Task task;
-  int64_t total, step;
-};
-
-void group_chunk(void* context, int64_t chunk) {
-  const Groups& job = *static_cast<Groups*>(context);
-  job.path.run(job.task, chunk * job.step, std::min((chunk + 1) * job.step, job.total));
-}
-
-void quantize_rows(const Path& path, const float* x, int64_t count, int64_t inputs, const Activations* rows) {
-  const int64_t step = std::max<int64_t>(1, kSerialInputs / inputs);
-  Quantize job{path, x, count, inputs, step, rows};
-  pool().run((count + step - 1) / step, quantize_chunk, &job);
-}
-
-// bf16 needs no codes, only inputs padded to whole blocks.
-void point_rows(const float* x, int64_t count, int64_t inputs, Scratch& scratch) {
-  const int64_t width = round_up(inputs, kBlock);
-  if (width != inputs) {
-    scratch.padded.assign(count * width, 0.0f);
-    for (int64_t m = 0; m < count; ++m)
-      std::memcpy(scratch.padded.data() + m * width, x + m * inputs, inputs * sizeof(float));
-    x = scratch.padded.data();
-  }
-  for (int64_t m = 0; m < count; ++m) scratch.rows[m].values = x + m * width;
+int64_t groups_at_once(int64_t groups, int64_t bytes, int64_t rows) {
+  const int64_t work = bytes * rows;
+  if (groups * work <= kSerialBytes) return groups;
+  const int64_t even = groups / (pool().threads() * 4);
+  return std::max<int64_t>(1, std::min(even, std::max<int64_t>(1, kChunkBytes / bytes)));
 }
 
 }  // namespace
 
-void product(const Path& path, Format format, const float* x, int64_t count, int64_t inputs, const uint8_t* packed,
-             int64_t outputs, float* out) {
-  static thread_local Scratch scratch;
-  scratch.reserve(count, inputs);
-  if (format == kBF16) {
-    point_rows(x, count, inputs, scratch);
-  } else {
-    quantize_rows(path, x, count, inputs, scratch.rows.data());
-  }
-  const int64_t total = groups_of(outputs);
-  const int64_t row_bytes = inputs * (format == kBF16 ? 4 : 1);
+void multiply(const Path& path, const Matrix& matrix, const Inputs& inputs, int64_t count, float* out, int64_t stride) {
+  const int64_t groups = groups_of(matrix.outputs), bytes = group_bytes(matrix.format, inputs.width());
+  const int64_t row_bytes = inputs.width() * (matrix.format == kBF16 ? 4 : 1);
   const int64_t rows = std::max<int64_t>(8, kCacheBytes / row_bytes / 8 * 8);
   for (int64_t m = 0; m < count; m += rows) {
-    const int64_t here = std::min(rows, count - m);
-    const Task task{format, packed, scratch.rows.data() + m, here, inputs, outputs, out + m * outputs};
-    Groups job{path, task, total, total};
-    if (total * group_bytes(format, inputs) * here > kSerialBytes)
-      job.step = std::max<int64_t>(1, total / (pool().threads() * 4));
-    pool().run((total + job.step - 1) / job.step, group_chunk, &job);
+    const int64_t here = std::min(rows, count - m), step = groups_at_once(groups, bytes, here);
+    const Task task{matrix.format,  matrix.packed, inputs.rows() + m, here, inputs.width(),
+                    matrix.outputs, out + m * stride, stride};
+    parallel((groups + step - 1) / step, [&](int64_t chunk) {
+      path.run(task, chunk * step, std::min((chunk + 1) * step, groups));
+    });
   }
+}
+
+void product(const Path& path, Format format, const float* x, int64_t count, int64_t inputs, const uint8_t* packed,
+             int64_t outputs, float* out) {
+  Lease arena;
+  Inputs rows(*arena, count, inputs, format != kBF16, format == kBF16);
+  for_rows(count, inputs, [&](int64_t m) { rows.set(path, m, x + m * inputs); });
+  multiply(path, {format, packed, outputs}, rows, count, out, outputs);
 }
 
 const Path* find_path(const char* name) {

@@ -16,22 +16,22 @@ inline void put(float value, uint16_t* to) {
 }
 
 template <class T>
-void store_as(const StoreTask& task, T* cache) {
-  const float* from = task.fresh;
-  for (int64_t token = 0; token < task.batch * task.time; ++token) {
-    const int64_t slot = task.slots[token / task.time], position = task.positions[token];
-    const bool skipped = position < 0 || slot < 0 || slot >= task.cache_slots;
-    for (int64_t kv = 0; kv < task.kv_heads; ++kv, from += task.size) {
-      if (skipped) continue;
-      T* to = cache + ((slot * task.kv_heads + kv) * task.length + position % task.length) * task.size;
-      for (int64_t h = 0; h < task.size; ++h) put(from[h], to + h);
-    }
+void store_as(const StoreTask& task, const float* from, T* cache) {
+  for (int64_t kv = 0; kv < task.kv_heads; ++kv, from += task.size) {
+    T* to = cache + ((task.slot * task.kv_heads + kv) * task.length + task.position % task.length) * task.size;
+    for (int64_t h = 0; h < task.size; ++h) put(from[h], to + h);
   }
 }
 
 }  // namespace
 
-void store(const StoreTask& task, float* cache) { store_as(task, cache); }
-void store(const StoreTask& task, uint16_t* cache) { store_as(task, cache); }
+void store_token(const StoreTask& task, const float* fresh, bool wide, void* cache) {
+  if (task.position < 0 || task.slot < 0 || task.slot >= task.cache_slots) return;
+  if (wide) {
+    store_as(task, fresh, static_cast<float*>(cache));
+  } else {
+    store_as(task, fresh, static_cast<uint16_t*>(cache));
+  }
+}
 
 }  // namespace gemmule

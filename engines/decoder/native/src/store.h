@@ -5,15 +5,13 @@
 
 namespace gemmule {
 
+// Where one token's vectors go in a cache [cache slots, kv heads, length, size]: position p to cell p % length.
 struct StoreTask {
-  const float* fresh;  // [batch, time, kv heads, size]
-  const int32_t* slots;
-  const int32_t* positions;  // [batch, time], -1 for padding, which is skipped
-  int64_t batch, time, kv_heads, length, size, cache_slots;
+  int64_t slot, position;  // a negative position is padding and skipped
+  int64_t kv_heads, length, size, cache_slots;
 };
 
-// `cache` is [cache slots, kv heads, length, size]; position p goes to cell p % length.
-void store(const StoreTask& task, float* cache);
-void store(const StoreTask& task, uint16_t* cache);  // bfloat16
+// `fresh` is [kv heads, size]; the cache is float32 where `wide`, else bfloat16.
+void store_token(const StoreTask& task, const float* fresh, bool wide, void* cache);
 
 }  // namespace gemmule
