@@ -14,7 +14,7 @@ from gateway.auth import require_model
 from gateway.bodies import read_body
 from gateway.errors import BadRequest
 from gateway.metrics import CONTENT_TYPE
-from gateway.openai.convert import messages as convert_messages
+from gateway.openai.messages import messages as convert_messages
 from gateway.openai.schema import DetokenizeBody, TokenizeBody
 from gateway.streaming import JSONReply
 from gateway.types import ChatRequest

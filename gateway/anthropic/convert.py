@@ -11,7 +11,8 @@ from typing import Any
 from engines.base import Grammar
 from gateway.anthropic.schema import CountBody, MessageBody, MessagesBody
 from gateway.errors import BadRequest
-from gateway.openai.convert import checked_choice, schema_grammar
+from gateway.openai.formats import schema_grammar
+from gateway.openai.tools import checked_choice
 from gateway.types import ChatRequest, GenerationOptions, SamplingOverrides, ToolChoice
 from modelfiles.messages import MediaPart, Message, Part, TextPart, ToolCall, ToolSpec
 

@@ -12,8 +12,10 @@ from typing import Any
 
 from engines.base import Grammar
 from gateway.errors import BadRequest, UnsupportedParameter
-from gateway.openai.convert import EFFORTS, checked_choice, keep_alive, schema_grammar, tool_choice
+from gateway.openai.convert import EFFORTS, keep_alive
+from gateway.openai.formats import schema_grammar
 from gateway.openai.responses.schema import ResponseBody
+from gateway.openai.tools import checked_choice, tool_choice
 from gateway.types import ChatRequest, GenerationOptions, SamplingOverrides
 from modelfiles.messages import MediaPart, Message, Part, Role, TextPart, ToolCall, ToolSpec
 
