@@ -23,6 +23,7 @@ from gateway.faults import FaultBoundary, answer
 from gateway.gateway import Gateway
 from gateway.guard import Guard
 from gateway.ollama import routes as ollama_routes
+from gateway.openai import classify as openai_classify
 from gateway.openai import models as openai_models
 from gateway.openai import rerank as openai_rerank
 from gateway.openai import routes as openai_routes
@@ -34,6 +35,7 @@ ROUTERS = (
     openai_routes.router,
     openai_models.router,
     openai_rerank.router,
+    openai_classify.router,
     openai_stored.router,
     responses_routes.router,
     anthropic_routes.router,

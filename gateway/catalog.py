@@ -20,6 +20,7 @@ from gateway.sandbox import Sandbox
 from gateway.sandbox_calls import Describe, GetVocabulary, Inspect, Inspected, ReadContents
 from gateway.settings import Alias
 from modelfiles.contents import Contents
+from modelfiles.describe_classifier import ARCHITECTURE as CLASSIFIER
 from modelfiles.description import ModelDescription
 from modelfiles.files import ModelFile
 from modelfiles.messages import Message
@@ -32,13 +33,15 @@ from registry.store import Store
 
 REMEMBERED = 64
 INSPECT_SECONDS = 120.0
+NO_VOCABULARY = Vocabulary((), frozenset(), (), None, False, {})
+"""Of a model that reads no text."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """A model ready to be asked. `name` is its canonical name; `weights_digest` keys its runner.
 
-    `engine` is "decoder" but for the tests' scripted engine.
+    `engine` is "decoder", or "classifier" for images, but for the tests' scripted engine.
     """
 
     name: str
@@ -134,6 +137,7 @@ class Catalog:
 
     async def _serve(self, model: Model) -> ServedModel:
         description, vocabulary = await self._read_weights(model)
+        classifies = description.architecture == CLASSIFIER
         found = await self._sandbox.call(
             Inspect(
                 description,
@@ -159,6 +163,7 @@ class Catalog:
             messages=model.messages,
             adapters=model.adapters,
             modified_at=model.modified_at,
+            engine="classifier" if classifies else "decoder",
             model=model,
         )
 
@@ -179,6 +184,8 @@ class Catalog:
 
     async def _inspect(self, model: Model) -> tuple[ModelDescription, Vocabulary]:
         description = await self._sandbox.call(Describe(model.files), ModelDescription, INSPECT_SECONDS)
+        if description.architecture == CLASSIFIER:
+            return description, NO_VOCABULARY
         question = GetVocabulary(model.files, model.weights_digest)
         return description, await self._sandbox.call(question, Vocabulary, INSPECT_SECONDS)
 

@@ -16,6 +16,7 @@ from engines.base import LoadProgress
 from gateway.archive import Archive
 from gateway.auth import Authority, read_keys
 from gateway.catalog import Catalog, ServedModel
+from gateway.checking import Checker
 from gateway.errors import LoadError, ShuttingDown
 from gateway.housekeeping import hold, let_go, tidy
 from gateway.manager import ModelManager
@@ -62,9 +63,12 @@ class Gateway:
             max_queue=settings.max_queue,
             clock=time.monotonic,
         )
+        self.load_progress: dict[str, LoadProgress] = {}
+        self.manager.on_progress = self.load_progress.__setitem__
         self.metrics = Metrics(self.manager.loaded)
         planner = Planner(self.sandbox, settings, device)
         self.service = Service(self.catalog, self.manager, self.sandbox, planner, self.metrics)
+        self.checker = Checker(planner.plan, self.manager, device, settings.check)
         self.archive = Archive(settings.state / "replies.sqlite")
         self.puller = Puller(
             store,

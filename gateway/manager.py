@@ -318,6 +318,12 @@ class ModelManager:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed(), remaining)
 
+    def has_spare(self, memory_bytes: int) -> bool:
+        """Whether so much memory is free while nobody is being answered or waits for a load."""
+        if any(entry.users or entry.state != "ready" for entry in self._entries.values()):
+            return False
+        return sum(entry.plan.memory_bytes for entry in self._entries.values()) + memory_bytes <= self._budget
+
     def loaded(self) -> list[Loaded]:
         """What is in memory now, most recently used first; rows of one runner together, the base's first."""
         entries = sorted(self._entries.values(), key=lambda entry: -entry.last_used)

@@ -30,6 +30,9 @@ AUTOMATIC_SHARE = 0.5
 
 SCRIPTED_MEMORY = 2**20
 SCRIPTED_SLOTS = 64
+CLASSIFIER_MEMORY = 64 * 2**20
+"""For the activations of one image, whatever the network; its weights come on top."""
+
 SCRIPTED_CONTEXT = 131_072
 REMEMBERED = 256
 HEADER_ERRORS = frozenset({"GgufError", "SafetensorsError"})
@@ -86,6 +89,8 @@ class Planner:
         if model.engine == "scripted":
             slots = self._settings.parallel or SCRIPTED_SLOTS
             return Measured(slots, min(wanted or SCRIPTED_CONTEXT, SCRIPTED_CONTEXT), SCRIPTED_MEMORY)
+        if model.engine == "classifier":
+            return Measured(1, 1, CLASSIFIER_MEMORY + sum(file.size for file in model.files))
         room = await self._rooms.beside(model)
         key = (model.weights_digest, wanted, room)
         if key not in self._known:

@@ -16,6 +16,7 @@ from engines.base import (
     EncodeOutput,
     EncodeRequest,
     GenerateRequest,
+    LabelScore,
     LoadProgress,
     LoadRequest,
     Ready,
@@ -39,6 +40,8 @@ class Runner(Protocol):
     async def generate(self, request: GenerateRequest) -> AsyncIterator[StepOutput]: ...
 
     async def embed(self, requests: Sequence[EncodeRequest]) -> Sequence[EncodeOutput]: ...
+
+    async def score(self, image: bytes) -> list[LabelScore]: ...
 
     async def adapt(self, slot: int, adapter: AdapterFiles) -> None: ...
 

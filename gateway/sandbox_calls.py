@@ -51,6 +51,14 @@ class Describe:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeImage:
+    """An image file, scaled to `side` x `side` -> its planes of red, green and blue as `bytes`."""
+
+    data: bytes
+    side: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReadContents:
     """All metadata and tensors of the weight files -> `modelfiles.contents.Contents`."""
 

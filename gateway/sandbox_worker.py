@@ -23,6 +23,7 @@ from engines.base import AdapterRoom
 from gateway.sandbox_calls import (
     CheckGrammar,
     CheckTemplate,
+    DecodeImage,
     Describe,
     Detokenize,
     Examine,
@@ -104,6 +105,12 @@ def describe_files(call: Describe) -> ModelDescription:
     return describe(call.files)
 
 
+def decode_image(call: DecodeImage) -> bytes:
+    from modelfiles.images import image_planes
+
+    return image_planes(call.data, call.side)
+
+
 def contents_of_files(call: ReadContents) -> Contents:
     from modelfiles.contents import read_contents
 
@@ -111,11 +118,16 @@ def contents_of_files(call: ReadContents) -> Contents:
 
 
 def examine_files(call: Examine) -> ModelDescription:
+    from engines.classifier.storage import load as load_classifier
     from engines.decoder.weights import check_files, check_weights
     from modelfiles.describe import describe
+    from modelfiles.describe_classifier import ARCHITECTURE as CLASSIFIER
     from modelfiles.tokenizer import load_vocabulary
 
     description = describe(call.files)
+    if description.architecture == CLASSIFIER:
+        load_classifier(call.files)
+        return description
     skipped = check_files(call.files)
     load_vocabulary(call.files)
     check_weights(call.files)
@@ -283,6 +295,7 @@ def check_grammar_source(call: CheckGrammar) -> bool:
 CALLS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     function_type.__name__: (function_type, function)
     for function_type, function in (
+        (DecodeImage, decode_image),
         (Describe, describe_files),
         (ReadContents, contents_of_files),
         (Examine, examine_files),

@@ -25,9 +25,11 @@ from gateway.planning import Planner
 from gateway.preparing import Job, Preparer, after_thinking
 from gateway.running import Events, Running, start_all
 from gateway.sandbox import Sandbox
-from gateway.sandbox_calls import Detokenize, Tokenize
+from gateway.sandbox_calls import DecodeImage, Detokenize, Tokenize
 from gateway.types import (
     ChatRequest,
+    Classified,
+    ClassifyRequest,
     CompletionRequest,
     EmbedRequest,
     Event,
@@ -44,6 +46,10 @@ class Embeddings:
     vectors: tuple[bytes, ...]
     usage: Usage
     load_ns: int
+
+
+IMAGE_SIGNS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM")
+"""How files of images begin."""
 
 
 class Service:
@@ -172,10 +178,29 @@ class Service:
             vectors = tuple(shortened(output.vector, request.dimensions) for output in outputs)
             return Embeddings(vectors, Usage(prompt=sum(map(len, prompts))), lease.load_ns)
 
+    async def classify(self, request: ClassifyRequest) -> Classified:
+        """What each image shows. Raises `BadRequest` for a model of text or for what is no image."""
+        model = await self.catalog.get(request.model)
+        if "classification" not in model.capabilities:
+            raise BadRequest(f'"{request.model}" does not classify images', param="model")
+        info, kind = model.description.model_info, model.description.architecture
+        labels, side = tuple(info[f"{kind}.labels"]), int(info[f"{kind}.side"])
+        planes = [await self._planes(image, side) for image in request.images]
+        with await self._lease(model, GenerationOptions(keep_alive=request.keep_alive), 1) as lease:
+            return Classified(labels, tuple([await lease.runner.score(image) for image in planes]))
+
+    async def _planes(self, image: bytes, side: int) -> bytes:
+        """The image as frames carry it; one of exactly that size is taken to be so already."""
+        if len(image) == 3 * side * side and not image.startswith(IMAGE_SIGNS):
+            return image
+        return await self._sandbox.call(DecodeImage(image, side), bytes)
+
     async def tokenize(
         self, model: ServedModel, text: str, *, bos: bool = True, special: bool = False
     ) -> tuple[int, ...]:
         """Token ids of a text; names of control tokens stay plain text unless `special`."""
+        if not model.vocabulary.token_bytes:
+            raise BadRequest(f'"{model.name}" reads no text', param="model")
         call = Tokenize(model.files, model.weights_digest, text, bos and model.vocabulary.add_bos, special)
         return tuple(await self._sandbox.call(call, list[int]))
 

@@ -127,6 +127,10 @@ def _kv_type(text: str) -> str | None:
     return known[text.strip().lower()]
 
 
+def _time_or_off(text: str) -> float:
+    return parse_duration(text) if parse_flag(text) else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Variable:
     """One row: the field it fills, our name, Ollama's name, the default as text, the parser, a help line."""
@@ -189,6 +193,8 @@ VARIABLES = (
              "processes that render, encode and parse strangers' bytes"),
     Variable("no_prune", "GEMMULE_NOPRUNE", "OLLAMA_NOPRUNE", "0", parse_flag,
              "keep blobs that no model uses at start"),
+    Variable("check", "GEMMULE_CHECK", None, "30s", _time_or_off,
+             "longest look at a model just created or pulled; off for none"),
     Variable("debug", "GEMMULE_DEBUG", "OLLAMA_DEBUG", "0", parse_flag, "log more"),
 )  # fmt: skip
 
@@ -223,6 +229,7 @@ class Settings:
     drain: float
     sandbox_workers: int
     no_prune: bool
+    check: float
     debug: bool
 
     @classmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from engines.base import Grammar, SamplingParams, Usage
+from engines.base import Grammar, LabelScore, SamplingParams, Usage
 from modelfiles.messages import Message, ToolCall, ToolSpec
 
 
@@ -109,6 +109,23 @@ class EmbedRequest:
     dimensions: int | None = None
     truncate: bool = False
     keep_alive: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyRequest:
+    """Images to name: files of an image format, or raw planes of the model's own size."""
+
+    model: str
+    images: tuple[bytes, ...]
+    keep_alive: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """For each image every label with its probability, likeliest first; `labels` in the model's own order."""
+
+    labels: tuple[str, ...]
+    scores: tuple[list[LabelScore], ...]
 
 
 @dataclass(frozen=True, slots=True)

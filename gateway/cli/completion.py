@@ -10,9 +10,12 @@ import argparse
 from collections.abc import Iterable
 
 from gateway.cli.errors import OK
-from gateway.cli.parser import COMMANDS, build_parser
+from gateway.cli.parser import COMMANDS, parsers
 
-TAKES_MODEL = ("show", "run", "stop", "push", "pull", "list", "ls", "ps", "cp", "rm", "export", "bench")
+NAMES_MODELS = ("MODEL", "SOURCE", "PREFIX")
+"""What arguments that stand for models that are there are called."""
+
+NAMES_A_NEW_MODEL = ("create", "train")
 LIST_NAMES = "gemmule list 2>/dev/null | awk 'NR>1 {print $1}'"
 
 
@@ -22,11 +25,18 @@ def completion(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def takes_model() -> list[str]:
+    """The commands, by name and alias, whose first argument is a model that is there."""
+    return [
+        name
+        for name, parser in parsers().items()
+        if name not in NAMES_A_NEW_MODEL
+        and next((a.metavar for a in parser._actions if not a.option_strings), None) in NAMES_MODELS
+    ]
+
+
 def flags() -> dict[str, list[tuple[str, str]]]:
     """Long flags and their help by command name and alias, read from the parser itself."""
-    subparsers = next(
-        action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)
-    )
     return {
         name: [
             (option, action.help or "")
@@ -34,7 +44,7 @@ def flags() -> dict[str, list[tuple[str, str]]]:
             for option in action.option_strings
             if option.startswith("--")
         ]
-        for name, parser in subparsers.choices.items()
+        for name, parser in parsers().items()
     }
 
 
@@ -59,7 +69,7 @@ _gemmule() {{
 {cases}    esac
     if [[ $current != -* ]]; then
         case "$command" in
-            {"|".join(TAKES_MODEL)}) words=$({LIST_NAMES}) ;;
+            {"|".join(takes_model())}) words=$({LIST_NAMES}) ;;
             help) words='{" ".join(_names())}' ;;
             completion) words='bash zsh fish' ;;
             *) COMPREPLY=($(compgen -f -- "$current")); return ;;
@@ -113,7 +123,7 @@ _gemmule() {{
         return
     fi
     case $words[2] in
-        {"|".join(TAKES_MODEL)})
+        {"|".join(takes_model())})
             models=(${{(f)"$({LIST_NAMES})"}})
             compadd -a models ;;
         help) _describe command commands ;;
@@ -128,7 +138,7 @@ compdef _gemmule gemmule
 def fish() -> str:
     lines = [
         "# fish completion for gemmule: gemmule completion fish | source",
-        f"function __gemmule_models\n    {LIST_NAMES.replace('$1', '$1')}\nend",
+        f"function __gemmule_models\n    {LIST_NAMES}\nend",
         "complete -c gemmule -f",
     ]
     for command in COMMANDS:
@@ -148,7 +158,7 @@ def fish() -> str:
 
 def _fish_arguments() -> Iterable[str]:
     seen = "complete -c gemmule -n '__fish_seen_subcommand_from"
-    yield f"{seen} {' '.join(TAKES_MODEL)}' -a '(__gemmule_models)'"
+    yield f"{seen} {' '.join(takes_model())}' -a '(__gemmule_models)'"
     yield f"{seen} create import export' -F"
     yield f"{seen} help' -a '{' '.join(_names())}'"
     yield f"{seen} completion' -a 'bash zsh fish'"

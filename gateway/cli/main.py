@@ -41,7 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def show_help(arguments: argparse.Namespace) -> int:
-    """`gemmule help [COMMAND]`."""
+    """`gemmule help [COMMAND]`, `gemmule help --man`."""
+    if arguments.man:
+        from gateway.cli.manual import manual
+
+        print(manual(), end="")
+        return OK
     name: str | None = arguments.topic
     if name is not None and name not in BY_NAME:
         raise CommandError(f'unknown command "{name}"', "`gemmule help` lists the commands", 2)

@@ -128,6 +128,9 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
 
 def _fsck(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repair", action="store_true", help="move what is damaged to quarantine/")
+    parser.add_argument(
+        "--fetch", action="store_true", help="repair, and fetch the damaged files, and no others, again"
+    )
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
@@ -157,6 +160,7 @@ def _completion(parser: argparse.ArgumentParser) -> None:
 
 def _help(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("topic", metavar="COMMAND", nargs="?", help="the command to explain")
+    parser.add_argument("--man", action="store_true", help="print the manual page, for man -l or a file")
 
 
 COMMANDS = (
@@ -242,6 +246,14 @@ def build_parser() -> argparse.ArgumentParser:
         command.add(sub)
         sub.set_defaults(target=command.target)
     return parser
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command, by name and alias."""
+    for action in build_parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    raise AssertionError("the command line has commands")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -19,6 +19,9 @@ from typing import IO, Any
 from gateway.cli.output import human_bytes, width
 
 REDRAW_SECONDS = 0.1
+STAGE_SECONDS = 0.3
+"""Between two questions what a server is doing."""
+
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 BLOCKS = " ▏▎▍▌▋▊▉█"
 RATE_MEMORY_SECONDS = 5.0
@@ -149,19 +152,33 @@ class Board:
 class Waiting:
     """A turning mark beside a label while something blocks; gone without a trace afterwards.
 
-    The only thread of the command line: what it draws is erased before anything else is written.
+    `stage` is asked now and then what is being done, and shown after the label; with `verbose` every new
+    answer also stands as a line of its own, on a terminal or not. One thread draws and one asks; what is
+    drawn is erased before anything else is written.
     """
 
-    def __init__(self, label: str, stream: IO[str] | None = None) -> None:
+    def __init__(
+        self,
+        label: str,
+        stream: IO[str] | None = None,
+        stage: Callable[[], str] | None = None,
+        verbose: bool = False,
+    ) -> None:
         self._label = label
         self._stream = sys.stderr if stream is None else stream
+        self._ask = stage
+        self._stage = ""
+        self._verbose = verbose
+        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Waiting:
-        if self._stream.isatty() and os.environ.get("TERM") != "dumb":
+        if self._live or self._verbose:
             self._thread = threading.Thread(target=self._turn, daemon=True)
             self._thread.start()
+            if self._ask is not None:
+                threading.Thread(target=self._watch, args=(self._ask,), daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -173,15 +190,30 @@ class Waiting:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            self._stream.write("\r\033[K")
-            self._stream.flush()
+            self._erase()
 
     def _turn(self) -> None:
+        told = ""
         for mark in itertools.cycle(SPINNER):
             if self._over.wait(REDRAW_SECONDS):
                 return
-            self._stream.write(f"\r\033[K{self._label} {mark}")
+            text = f"{self._label}: {self._stage}" if self._stage else self._label
+            if self._verbose and self._stage.partition(",")[0] != told:
+                told = self._stage.partition(",")[0]
+                self._erase()
+                self._stream.write(f"{self._label}: {told}\n" if told else "")
+            if self._live:
+                self._stream.write(f"\r\033[K{text} {mark}")
             self._stream.flush()
+
+    def _erase(self) -> None:
+        if self._live:
+            self._stream.write("\r\033[K")
+        self._stream.flush()
+
+    def _watch(self, ask: Callable[[], str]) -> None:
+        while not self._over.wait(STAGE_SECONDS):
+            self._stage = ask()
 
 
 def follow(lines: Iterable[dict[str, Any]], board: Board) -> str:

@@ -19,7 +19,7 @@ from gateway.cli.connect import connect
 from gateway.cli.errors import OK, USAGE, CommandError
 from gateway.cli.progress import Waiting
 from gateway.cli.transfer import fetch
-from gateway.client import Client, ServerRefused
+from gateway.client import Client, ClientError, ServerRefused
 from gateway.duration import parse_duration
 
 THINK_WORDS: dict[str, bool | str] = {
@@ -88,8 +88,36 @@ def load(client: Client, setup: Setup) -> None:
     body: dict[str, Any] = {"model": setup.model}
     if setup.keep_alive is not None:
         body["keep_alive"] = setup.keep_alive
-    with Waiting(f"loading {setup.model}"):
+    with waiting(client, setup, "loading"):
         client.request("POST", "/api/generate", body)
+
+
+def waiting(client: Client, setup: Setup, what: str) -> Waiting:
+    """A mark that says, while the model loads, how far that is."""
+    label = f"{what} {setup.model}"
+    return Waiting(label, stage=lambda: loading_stage(client, setup.model), verbose=setup.display.verbose)
+
+
+def loading_stage(client: Client, model: str) -> str:
+    """What the server says of the model's loading; nothing when it does not, as an Ollama does not."""
+    try:
+        running = client.request("GET", "/api/ps")
+    except ClientError:
+        return ""
+    rows = running.get("loading") or () if isinstance(running, dict) else ()
+    wanted = model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+    row = next((row for row in rows if row.get("model") == wanted), None)
+    return described_stage(row) if row else ""
+
+
+def described_stage(row: dict[str, Any]) -> str:
+    """`reading weights, 45%`, `compiling, 2 of 7 programs`."""
+    stage, done, total = str(row.get("stage", "")), int(row.get("completed", 0)), int(row.get("total", 0))
+    if stage == "compiling" and total:
+        return f"compiling, {done} of {total} programs"
+    if stage == "reading":
+        return f"reading weights, {100 * done // total}%" if total else "reading weights"
+    return stage
 
 
 def _answer(client: Client, setup: Setup, prompt: str) -> int:
@@ -107,10 +135,10 @@ def answer_stream(client: Client, path: str, body: dict[str, Any], setup: Setup,
     """Sends a request and prints its answer into `said`; whatever ends it early cancels the request."""
     with (
         contextlib.closing(client.stream(path, body)) as lines,
-        Waiting(f"waiting for {setup.model}") as waiting,
+        waiting(client, setup, "waiting for") as mark,
     ):
         first = next(lines, None)
-        waiting.end()
+        mark.end()
         if first is not None:
             show_answer(itertools.chain([first], lines), setup.display, said)
 

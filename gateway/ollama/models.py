@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.errors import BadRequest, NotFound
+from gateway.gateway import Gateway
 from gateway.ollama.access import gateway_of, may_see, named, native_body, open_gateway
 from gateway.ollama.capabilities import CapabilityMemory
 from gateway.ollama.encode import now, timestamp
@@ -49,14 +50,17 @@ async def tags(request: Request) -> Response:
 
 @router.get("/api/ps")
 async def running(request: Request) -> Response:
-    """What is in memory, one row for each name it was asked by, the last to leave first."""
+    """What is in memory, one row for each name it was asked by, the last to leave first.
+
+    Models that are still being loaded are told of apart, with how far that is; Ollama's clients pass over it.
+    """
     gateway = gateway_of(request)
     moment = now()
-    rows = []
-    for loaded in gateway.manager.loaded():
-        if may_see(request, loaded.name):
-            rows.append(await _running_row(request, loaded, moment))
-    return JSONReply({"models": sorted(rows, key=lambda row: str(row["expires_at"]), reverse=True)})
+    visible = [loaded for loaded in gateway.manager.loaded() if may_see(request, loaded.name)]
+    rows = [await _running_row(request, each, moment) for each in visible if each.state != "loading"]
+    loading = [_loading_row(gateway, each) for each in visible if each.state == "loading"]
+    reply = {"models": sorted(rows, key=lambda row: str(row["expires_at"]), reverse=True)}
+    return JSONReply(reply | ({"loading": loading} if loading else {}))
 
 
 @router.post("/api/show")
@@ -140,6 +144,14 @@ async def _running_row(request: Request, loaded: Loaded, moment: datetime) -> di
         "expires_at": timestamp(expiry(loaded, moment)),
         "context_length": loaded.context,
     }
+
+
+def _loading_row(gateway: Gateway, loaded: Loaded) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": loaded.name, "model": loaded.name}
+    progress = gateway.load_progress.get(loaded.name)
+    if progress is not None:
+        row |= {"stage": progress.stage, "completed": progress.completed, "total": progress.total}
+    return row
 
 
 def expiry(loaded: Loaded, moment: datetime) -> datetime:

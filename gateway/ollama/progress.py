@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -39,6 +40,7 @@ from registry.push import Pusher
 from registry.reference import Reference
 
 router = APIRouter()
+log = logging.getLogger("gemmule.check")
 Work = Callable[[OnProgress], Awaitable[Any]]
 
 
@@ -65,8 +67,10 @@ async def create(request: Request) -> Response:
             inspect=gateway.examine,
             check_adapter=gateway.examine_adapter,
             quantize=quantize,
-            on_progress=on_progress,
+            on_progress=_without_success(on_progress),
         )
+        if body.stream is not False and (files or adapters or quantize):
+            await _look_at(gateway, name, on_progress)
 
     return await _reply(request, work, body.stream)
 
@@ -126,13 +130,48 @@ async def pull(request: Request) -> Response:
 
     async def work(on_progress: OnProgress) -> None:
         try:
-            if not _ships_with_us(gateway, reference.name):
-                await (estimate if body.dry_run else fetch)(gateway.puller, reference, on_progress)
+            if _ships_with_us(gateway, reference.name):
+                return
+            if body.dry_run:
+                await estimate(gateway.puller, reference, on_progress)
+                return
+            before = await asyncio.to_thread(_digest, gateway, reference.name)
+            await fetch(gateway.puller, reference, _without_success(on_progress))
+            if (
+                body.stream is not False
+                and await asyncio.to_thread(_digest, gateway, reference.name) != before
+            ):
+                await _look_at(gateway, reference.name, on_progress)
         except (registry_errors.Unavailable, registry_errors.NotFound) as error:
             await asyncio.to_thread(_require_local, gateway, reference.name, error)
             on_progress(Progress(f"keeping the model that is here: {error}"))
 
     return await _reply(request, work, body.stream)
+
+
+def _without_success(on_progress: OnProgress) -> OnProgress:
+    """Holds the last line back: what is told after the work belongs before it."""
+    return lambda progress: None if progress.status == "success" else on_progress(progress)
+
+
+def _digest(gateway: Gateway, name: ModelName) -> str | None:
+    """What the name means now; None when it means nothing."""
+    try:
+        return gateway.store.entry(name).digest
+    except registry_errors.RegistryError:
+        return None
+
+
+async def _look_at(gateway: Gateway, name: ModelName, on_progress: OnProgress) -> None:
+    """Says what is suspicious about a new model. The model is there, so nothing is a reason to fail."""
+    try:
+        model = await gateway.catalog.get(name.display())
+        looking = Progress("looking whether the model makes sense")
+        for warning in await gateway.checker.warnings(model, lambda: on_progress(looking)):
+            log.warning("%s: %s", model.name, warning)
+            on_progress(Progress(f"warning: {warning}"))
+    except Exception:
+        log.exception("%s could not be looked at", name.display())
 
 
 async def fetch(puller: Puller, reference: Reference, on_progress: OnProgress) -> None:

@@ -39,6 +39,6 @@ class LiveServer:
 def live_server(folder: Path, **environment: str) -> Iterator[LiveServer]:
     """A server of the scripted model on a port of its own choice; killed at the end if it still runs."""
     command = [sys.executable, "-m", "tests.gateway.scripted_model", str(folder)]
-    settings = {"GEMMULE_HOST": "127.0.0.1:0", "GEMMULE_SANDBOX_WORKERS": "1", **environment}
-    with server_process(command, {**os.environ, **settings}) as started:
+    settings = {"GEMMULE_HOST": "127.0.0.1:0", "GEMMULE_SANDBOX_WORKERS": "1", "GEMMULE_CHECK": "off"}
+    with server_process(command, {**os.environ, **settings, **environment}) as started:
         yield LiveServer(started.url, started.process, folder, started.lines)

@@ -15,6 +15,7 @@ from engines.base import (
     EncodeOutput,
     EncodeRequest,
     GenerateRequest,
+    LabelScore,
     Limits,
     LoadFailed,
     LoadRequest,
@@ -54,6 +55,9 @@ class FakeRunner:
         raise NotImplementedError
 
     async def embed(self, requests: Sequence[EncodeRequest]) -> Sequence[EncodeOutput]:
+        raise NotImplementedError
+
+    async def score(self, image: bytes) -> list[LabelScore]:
         raise NotImplementedError
 
     async def status(self) -> RunnerStatus:

@@ -45,6 +45,13 @@ def test_hosts(text: str, address: tuple[str, int]) -> None:
     assert parse_host(text) == address
 
 
+def test_the_look_at_new_models_takes_a_time_or_is_off() -> None:
+    assert Settings.read({}).check == 30
+    assert Settings.read({"GEMMULE_CHECK": "2m"}).check == 120
+    for text in ("off", "0", "false"):
+        assert Settings.read({"GEMMULE_CHECK": text}).check == 0
+
+
 @pytest.mark.parametrize("text", ["localhost:port", "localhost:66000", "a:1:b"])
 def test_what_is_no_host(text: str) -> None:
     if text == "a:1:b":  # more than one colon reads as an IPv6 address without brackets

@@ -61,6 +61,7 @@ def serving(folder: Path, **changes: str) -> Iterator[Served]:
         "GEMMULE_MODELS": str(folder / "models"),
         "GEMMULE_HOST": "127.0.0.1:0",
         "GEMMULE_DEVICE": "cpu",
+        "GEMMULE_CHECK": "off",
         **changes,
     }
     with server_process([*COMMAND, "serve"], environment) as started:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
+import httpx
 import pytest
 
+from tests.engines.decoder.llama2c import Llama2c, Tensors, write_llama2c_gguf
 from tests.whole.conftest import Served
 
 pytestmark = pytest.mark.slow
@@ -30,6 +36,45 @@ def test_json_and_an_unknown_model(served: Served) -> None:
     missing = served.command("check", "nobody", check=False)
     assert missing.returncode == 4
     assert "model 'nobody:latest' not found" in missing.stderr
+
+
+class Shuffled(Llama2c):
+    """A checkpoint whose embeddings belong to other tokens: nothing crashes, and nothing makes sense."""
+
+    def tensors(self) -> Tensors:
+        found = super().tensors()
+        found["token_embd.weight"] = found["token_embd.weight"][::-1].copy()
+        return found
+
+
+def test_a_new_model_is_looked_at_once_and_only_warned_about(
+    serve: Callable[..., contextlib.AbstractContextManager[Served]], shared_data: Path, tmp_path: Path
+) -> None:
+    stories = shared_data / "models" / "stories260K"
+    write_llama2c_gguf(Llama2c(stories, "stories260K"), tmp_path / "good.gguf")
+    write_llama2c_gguf(Shuffled(stories, "stories260K"), tmp_path / "bad.gguf")
+    with serve(GEMMULE_CHECK="60s") as served:
+        told = {name: create(served, tmp_path / f"{name}.gguf", name) for name in ("good", "bad", "again")}
+        assert served.get("/api/tags").status_code == 200
+        names = {row["name"] for row in served.get("/api/tags").json()["models"]}
+    looking = "looking whether the model makes sense"
+    assert all(lines[-1] == "success" and lines.count("success") == 1 for lines in told.values())
+    assert [looking in told[name] for name in ("good", "bad", "again")] == [True, True, False]
+    warnings = {
+        name: [line for line in lines if line.startswith("warning: ")] for name, lines in told.items()
+    }
+    assert (warnings["good"], warnings["again"]) == ([], [])
+    assert "bits per byte of plain text" in warnings["bad"][0]
+    assert {"good:latest", "bad:latest", "again:latest"} <= names
+
+
+def create(served: Served, path: Path, name: str) -> list[str]:
+    """The status lines of a model created from an uploaded file; `again` is `good` by another name."""
+    data = path.with_name(path.name.replace("again", "good")).read_bytes()
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    httpx.post(f"{served.url}/api/blobs/{digest}", content=data).raise_for_status()
+    reply = served.post("/api/create", {"model": name, "files": {"model.gguf": digest}})
+    return [json.loads(line)["status"] for line in reply.text.splitlines()]
 
 
 @pytest.mark.skipif(

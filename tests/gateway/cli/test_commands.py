@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +15,14 @@ from typing import Any
 
 import pytest
 
+from gateway.cli.completion import flags, takes_model
 from gateway.cli.errors import EXIT_CODES, FAILED, NOT_FOUND, OK, UNREACHABLE, USAGE
 from gateway.cli.main import main
 from gateway.cli.parser import COMMANDS
+from gateway.settings import VARIABLES
 from tests.contract.ollama_support import write_stories
 from tests.gateway.cli.golden import check_golden
+from tests.gateway.cli.terminal import terminal
 from tests.gateway.live import LiveServer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -190,10 +194,18 @@ def test_completion_scripts_know_every_command(gemmule: Run) -> None:
     assert gemmule("completion", "tcsh").returncode == USAGE
 
 
-def test_bash_completes_commands_flags_and_models(gemmule: Run, tmp_path: Path, server: LiveServer) -> None:
-    script = out(gemmule("completion", "bash"))
+@pytest.fixture
+def shell_environment(tmp_path: Path, server: LiveServer) -> dict[str, str]:
+    """A home of its own and the command on the path."""
     (tmp_path / "gemmule").write_text(f'#!/bin/sh\nexec {sys.executable} -m gateway.cli.main "$@"\n')
     (tmp_path / "gemmule").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    own = {"PATH": path, "GEMMULE_HOST": server.url, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    return {**own, "TERM": "xterm", "LC_ALL": "C.UTF-8"}
+
+
+def test_bash_completes_commands_flags_and_models(gemmule: Run, shell_environment: dict[str, str]) -> None:
+    script = out(gemmule("completion", "bash"))
 
     def completed(line: str) -> list[str]:
         words = line.split(" ")
@@ -201,10 +213,8 @@ def test_bash_completes_commands_flags_and_models(gemmule: Run, tmp_path: Path, 
             f"{script}\nCOMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}\n"
             f"COMP_LINE='{line}'; COMP_POINT={len(line)}\n_gemmule\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
         )
-        path = f"{tmp_path}:{os.environ['PATH']}"
-        environment = {"PATH": path, "GEMMULE_HOST": server.url, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            ["bash", "-c", driver], capture_output=True, text=True, env=environment, check=True
+            ["bash", "-c", driver], capture_output=True, text=True, env=shell_environment, check=True
         )
         return done.stdout.split()
 
@@ -212,6 +222,70 @@ def test_bash_completes_commands_flags_and_models(gemmule: Run, tmp_path: Path, 
     assert completed("gemmule run --hid") == ["--hidethinking"]
     assert completed("gemmule run scr") == ["scripted:latest"]
     assert completed("gemmule run scripted:la") == ["latest"]
+
+
+def test_fish_completes_commands_flags_and_models(shell_environment: dict[str, str]) -> None:
+    if shutil.which("fish") is None:
+        pytest.skip("no fish here")
+
+    def completed(line: str) -> list[str]:
+        driver = f"gemmule completion fish | source; complete --do-complete '{line}'"
+        command = ["fish", "--no-config", "-c", driver]
+        done = subprocess.run(command, capture_output=True, text=True, env=shell_environment, check=True)
+        assert not done.stderr
+        return [entry.split("\t")[0] for entry in done.stdout.splitlines()]
+
+    assert completed("gemmule cre") == ["create"]
+    assert completed("gemmule run --hid") == ["--hidethinking"]
+    assert completed("gemmule run scr") == ["scripted:latest"]
+    assert completed("gemmule run scripted:la") == ["scripted:latest"]
+    assert completed("gemmule completion f") == ["fish"]
+
+
+@pytest.mark.slow
+def test_zsh_completes_commands_flags_and_models(shell_environment: dict[str, str], tmp_path: Path) -> None:
+    if shutil.which("zsh") is None:
+        pytest.skip("no zsh here")
+    (tmp_path / ".zshrc").write_text(
+        "autoload -Uz compinit && compinit -u -D\nPS1='ready> '\nsource <(gemmule completion zsh)\n"
+    )
+    with terminal(["zsh", "-i"], shell_environment, tmp_path) as screen:
+        screen.wait_for("ready> ", 30)
+        for typed, rest in (
+            ("gemmule cre\t", "ate"),
+            ("gemmule run --hid\t", "ethinking"),
+            ("gemmule run scr\t", "ipted:latest"),
+        ):
+            screen.type(typed)
+            screen.wait_for(rest, 30)
+            screen.type("\x15")
+
+
+def test_only_commands_that_want_a_model_complete_one() -> None:
+    found = takes_model()
+    assert {"run", "show", "rm", "cp", "check", "ls", "bench"} <= set(found)
+    assert not {"create", "import", "serve", "help", "fsck"} & set(found)
+
+
+def test_the_manual_page_names_everything_and_is_clean(gemmule: Run, tmp_path: Path) -> None:
+    page = out(gemmule("help", "--man"))
+    for command in COMMANDS:
+        assert f"\\fBgemmule {command.name}\\fR" in page
+        for option, _ in flags()[command.name]:
+            assert option == "--help" or option.replace("-", "\\-") in page
+    assert all(variable.name in page for variable in VARIABLES)
+    if shutil.which("groff") is None:
+        pytest.skip("no groff here to read it")
+    (tmp_path / "gemmule.1").write_text(page)
+    command = ["groff", "-man", "-ww", "-Tutf8", "-P-cbou", str(tmp_path / "gemmule.1")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not done.stderr
+    for line in (
+        "gemmule run MODEL [PROMPT ...] [--keepalive DURATION]",
+        "-f, --file FILE",
+        "~/.ollama/models",
+    ):
+        assert line in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
+from typing import Any
 
 import pytest
 
 from gateway.cli.answer import timings
 from gateway.cli.output import width
 from gateway.cli.progress import Board, Rate, Waiting, bar_line, follow
+from gateway.cli.run import described_stage
 
 
 class Terminal(io.StringIO):
@@ -87,6 +91,42 @@ def test_waiting_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         waiting.end()
         waiting.end()
     assert screen.getvalue().endswith("\r\x1b[K")
+
+
+def test_waiting_says_what_is_done_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("gateway.cli.progress.STAGE_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.cli.progress.REDRAW_SECONDS", 0.01)
+    screen, pipe, seen = Terminal(), io.StringIO(), threading.Event()
+
+    def stage() -> str:
+        seen.set()
+        return "compiling, 2 of 7 programs"
+
+    with Waiting("loading bud", screen, stage):
+        assert seen.wait(5)
+        time.sleep(0.1)
+    assert "loading bud: compiling, 2 of 7 programs " in screen.getvalue()
+    assert screen.getvalue().endswith("\r\x1b[K")
+    seen.clear()
+    with Waiting("loading bud", pipe, stage, verbose=True):
+        assert seen.wait(5)
+        time.sleep(0.1)
+    assert pipe.getvalue() == "loading bud: compiling\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"stage": "reading", "completed": 9, "total": 20}, "reading weights, 45%"),
+        ({"stage": "reading"}, "reading weights"),
+        ({"stage": "compiling", "completed": 2, "total": 7}, "compiling, 2 of 7 programs"),
+        ({"stage": "warming", "completed": 0, "total": 1}, "warming"),
+        ({}, ""),
+    ],
+)
+def test_stages_of_a_load_in_words(row: dict[str, Any], expected: str) -> None:
+    assert described_stage(row) == expected
 
 
 def test_timings_say_what_the_server_counted() -> None:
