@@ -152,22 +152,24 @@ def examine(store: Store, repair: bool) -> FsckReport:
 
 
 def _examine_blob(store: Store, digest: Digest, entries: list[Entry]) -> Problem | None:
-    names = ", ".join(sorted(entry.name.display() for entry in entries)) or "no model"
+    models = tuple(entry.name for entry in entries)
+    names = ", ".join(sorted(name.display() for name in models)) or "no model"
     where = f"blobs/{digest.replace(':', '-', 1)}"
     try:
         store.blobs.verify(digest)
     except BlobNotFound:
         return (
-            Problem(where, f"is missing, used by {names}; pull or create it again", digest)
+            Problem(where, f"is missing, used by {names}; pull or create it again", digest, models)
             if entries
             else None
         )
     except (RegistryError, OSError) as error:
-        return Problem(where, f"{error}, used by {names}; pull or create it again", digest)
+        return Problem(where, f"{error}, used by {names}; pull or create it again", digest, models)
     for entry in entries:
         declared = entry.manifest.blobs()[digest]
         if not store.blobs.exists(digest, declared):
-            return Problem(where, f"is not the {declared:,} bytes long that {entry.name} declares", digest)
+            told = f"is not the {declared:,} bytes long that {entry.name} declares"
+            return Problem(where, told, digest, models)
     return None
 
 

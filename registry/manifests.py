@@ -42,6 +42,8 @@ class Problem:
     path: str
     message: str
     digest: str | None = None
+    models: tuple[ModelName, ...] = ()
+    """Who needs it."""
 
 
 class ManifestFolder:

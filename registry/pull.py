@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 
 from registry.blobs import Blob, blob_path
 from registry.create import Inspect, ModelBuilder, fresh_base
 from registry.download import Downloader
-from registry.errors import InvalidReference
+from registry.errors import InvalidReference, NotFound
 from registry.identity import Identity
 from registry.locks import Lease
 from registry.manifest import MEDIA_TYPES, Layer
@@ -158,7 +158,7 @@ class Puller:
             wanted = [file.remote.sha256 for file in listing.files if file.remote.sha256]
             await in_thread(self._store.intents.note, target, wanted)
             board = _Board()
-            fetching = asyncio.create_task(self._fetch_all(listing, lease, board))
+            fetching = asyncio.create_task(self._fetch_all(listing.files, lease, board))
             try:
                 while not fetching.done():
                     await asyncio.wait([fetching], timeout=INTERVAL)
@@ -181,7 +181,21 @@ class Puller:
             await in_thread(self._store.intents.forget, target)
         yield Progress("success")
 
-    async def _fetch_all(self, listing: Listing, lease: Lease, board: _Board) -> list[Blob]:
+    async def fetch_again(self, name: ModelName, digests: Collection[str]) -> set[str]:
+        """Fetches those blobs of a model that are lost or damaged; returns the ones that came, proved.
+
+        The name says where: models that were made here, or came from where a name cannot say all (Kaggle,
+        plain addresses), get none. Their manifest stays. Raises what sources and downloader raise.
+        """
+        try:
+            listing = await self._resolve(Reference.parse(name.full()))
+        except (InvalidReference, NotFound):
+            return set()
+        files = [file for file in listing.files if file.remote.sha256 in digests]
+        with await in_thread(self._store.lease_empty) as lease:
+            return {blob.digest for blob in await self._fetch_all(files, lease, _Board())}
+
+    async def _fetch_all(self, files: Sequence[SourceFile], lease: Lease, board: _Board) -> list[Blob]:
         """Every file, a few at a time; the first failure stops the others."""
         gate = asyncio.Semaphore(FILES_AT_ONCE)
 
@@ -189,7 +203,7 @@ class Puller:
             async with gate:
                 return await self._downloader.fetch(file.remote, lease, board.watcher(file))
 
-        return await gathered(map(one, listing.files))
+        return await gathered(map(one, files))
 
     async def _write_made(self, target: ModelName, listing: Listing, blobs: list[Blob], lease: Lease) -> int:
         """A manifest over files that came without one."""

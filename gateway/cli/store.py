@@ -6,17 +6,20 @@ They work without a server and beside a running one: the store's own locks keep 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from gateway.cli.errors import FAILED, OK, USAGE, CommandError
-from gateway.cli.output import human_bytes
+from gateway.cli.output import human_bytes, warn
 from gateway.cli.progress import Board
 from gateway.settings import Settings, SettingsError
+from registry.errors import RegistryError
+from registry.manifests import Problem
 from registry.progress import OnProgress, Progress
 from registry.store import Store
 from registry.transfer import export_model, import_model
@@ -34,8 +37,9 @@ def open_store() -> Store:
 
 
 def fsck(arguments: argparse.Namespace) -> int:
-    """`gemmule fsck [--repair]`: code 1 when something is wrong, repaired or not."""
-    report = open_store().fsck(repair=arguments.repair)
+    """`gemmule fsck [--repair] [--fetch]`: code 1 when something is wrong that was not fetched again."""
+    store = open_store()
+    report = store.fsck(repair=arguments.repair or arguments.fetch)
     for problem in report.problems:
         print(f"{problem.path}: {problem.message}")
     for path in report.quarantined:
@@ -45,11 +49,38 @@ def fsck(arguments: argparse.Namespace) -> int:
         f"{_count(report.models, 'model')}, {_count(report.blobs, 'blob')}, {human_bytes(report.bytes)} read"
     )
     print(f"{what}: {found}")
+    if arguments.fetch:
+        fetched = asyncio.run(fetch_again(store, report.problems))
+        for digest in sorted(fetched):
+            print(f"fetched again: {digest}")
+        return OK if all(problem.digest in fetched for problem in report.problems) else FAILED
     if report.problems and not arguments.repair:
         print(
-            "hint: `gemmule fsck --repair` moves what is damaged aside; then pull it again", file=sys.stderr
+            "hint: `gemmule fsck --repair` moves what is damaged aside, `--fetch` gets it again where it "
+            "came from a registry or from Hugging Face",
+            file=sys.stderr,
         )
     return FAILED if report.problems else OK
+
+
+async def fetch_again(store: Store, problems: Sequence[Problem]) -> set[str]:
+    """Gets what is damaged, and nothing else, from where its models came; returns the digests that came."""
+    from modelfiles.describe import describe
+    from registry.pull import ClientSettings, Puller
+
+    puller = Puller(store, ClientSettings(environment=dict(os.environ)), describe)
+    lost = {problem.digest: problem.models for problem in problems if problem.digest}
+    fetched: set[str] = set()
+    try:
+        for name in dict.fromkeys(name for models in lost.values() for name in models):
+            wanted = {digest for digest, models in lost.items() if name in models} - fetched
+            try:
+                fetched |= await puller.fetch_again(name, wanted) if wanted else set()
+            except RegistryError as error:
+                warn(f"{name}: {error}")
+    finally:
+        await puller.close()
+    return fetched
 
 
 def prune(arguments: argparse.Namespace) -> int:
