@@ -1,26 +1,29 @@
 """How fast a pull is against `curl | sha256sum` on the same file from the same server over loopback.
 
-`python tests/bench/pull.py [--mib 1024]` prints a table and one JSON line. The server is a process of its
-own that sends zeros; both sides write what they get to the same disk (curl's pipe writes nothing, so the
-comparison is in its favour).
+`python -m tests.bench.pull [--mib 1024] [--rounds 5]` prints a table and one JSON line. The server is a
+process of its own that sends zeros. Both take turns, each round giving one ratio; the median of these ratios
+counts, as other work on the machine then weighs on both. Processor seconds are told beside: they hardly
+depend on that work. A pull writes to the disk, proves and publishes; curl's pipe writes nothing, so the
+comparison is in its favour.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import json
-import resource
+import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from registry.pull import ClientSettings, Puller
-from registry.store import Store
-from tests.registry.conftest import describe, gguf_bytes
+from tests.registry.conftest import gguf_bytes
 
 SERVER = """
 import asyncio, re, sys
@@ -57,67 +60,89 @@ asyncio.run(main())
 """
 
 
-def curl(url: str) -> float:
-    """Seconds of `curl | sha256sum`."""
-    began = time.monotonic()
-    subprocess.run(f"curl -s {url} | sha256sum", shell=True, check=True, capture_output=True)
-    return time.monotonic() - began
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Seconds by the clock, seconds of processor time, and the MiB that the process said it took at most."""
+
+    seconds: float
+    processor: float
+    memory: int = 0
 
 
-def pull(url: str, folder: Path) -> float:
-    """Seconds of a pull into a new store, hashed, durable and published."""
+def timed(command: list[str]) -> Run:
+    """Runs a command to its end, with all its children."""
+    before, began = os.times(), time.monotonic()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    seconds, after = time.monotonic() - began, os.times()
+    processor = sum(after[2:4]) - sum(before[2:4])
+    said = done.stdout.split()[0]
+    return Run(seconds, processor, int(said) if len(said) < 8 else 0)
 
-    async def run() -> float:
-        store = Store.open(folder / "models")
-        puller = Puller(store, ClientSettings(), describe)
-        began = time.monotonic()
-        async for _ in puller.pull(url):
-            pass
-        seconds = time.monotonic() - began
-        await puller.close()
-        return seconds
 
-    return asyncio.run(run())
+def curl(url: str) -> Run:
+    """`curl | sha256sum`."""
+    return timed(["sh", "-c", f"curl -s {url} | sha256sum"])
+
+
+def pull(url: str, folder: str | None) -> Run:
+    """A pull into a new store, hashed, durable and published, in a process of its own."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        program = [sys.executable, "-m", "tests.registry.crash.one_pull"]
+        return timed([*program, str(place / "models"), url, "8", str(8 << 20)])
+    finally:
+        shutil.rmtree(place)
 
 
 def main() -> int:
-    """Both, turn by turn, the best of each."""
+    """Rounds of both, in turning order."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", default=None, help="where the store is made")
     arguments = parser.parse_args()
-    head = gguf_bytes(1)
-    size = (arguments.mib << 20) + len(head)
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(size), head.hex()], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
-    url = f"http://127.0.0.1:{int(server.stdout.readline())}/x.gguf"
-    curls, pulls = [], []
-    try:
-        for _ in range(arguments.rounds):
-            curls.append(curl(url))
-            folder = Path(tempfile.mkdtemp(dir=arguments.folder))
-            pulls.append(pull(url, folder))
-            shutil.rmtree(folder)
-    finally:
-        server.kill()
-        server.wait()
-    rates = {"curl | sha256sum": size / min(curls) / 1e6, "pull": size / min(pulls) / 1e6}
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    for name, rate in rates.items():
-        print(f"{name:20} {rate:8.0f} MB/s")
-    result = {
-        "bench": "pull",
-        "mib": arguments.mib,
-        "curl_mb_s": round(rates["curl | sha256sum"]),
-        "pull_mb_s": round(rates["pull"]),
-        "ratio": round(rates["pull"] / rates["curl | sha256sum"], 2),
-        "rss_mib": round(memory),
-    }
+    size = (arguments.mib << 20) + len(gguf_bytes(1))
+    with served(size) as url, served(len(gguf_bytes(1))) as small:
+        idle = [pull(small, arguments.folder) for _ in range(3)]
+        pairs: list[tuple[Run, Run]] = []
+        for number in range(arguments.rounds):
+            first = curl(url) if number % 2 else None
+            pulled = pull(url, arguments.folder)
+            pairs.append((first or curl(url), pulled))
+    result = summary(size, pairs, idle) | {"bench": "pull", "mib": arguments.mib, "load": os.getloadavg()[0]}
+    for name in ("curl", "pull"):
+        print(f"{name:6}{result[f'{name}_mb_s']:8.0f} MB/s{result[f'{name}_cpu_s']:8.2f} s of processor time")
     print(json.dumps(result))
     return 0
+
+
+def summary(size: int, pairs: list[tuple[Run, Run]], idle: list[Run]) -> dict[str, float]:
+    """Medians; of a pull, less what starting its process takes."""
+    start = min(run.seconds for run in idle)
+    start_cpu = min(run.processor for run in idle)
+    ratios = [first.seconds / (second.seconds - start) for first, second in pairs]
+    return {
+        "curl_mb_s": round(size / statistics.median(first.seconds for first, _ in pairs) / 1e6),
+        "pull_mb_s": round(size / statistics.median(second.seconds - start for _, second in pairs) / 1e6),
+        "ratio": round(statistics.median(ratios), 2),
+        "least_ratio": round(min(ratios), 2),
+        "best_ratio": round(max(ratios), 2),
+        "curl_cpu_s": round(statistics.median(first.processor for first, _ in pairs), 2),
+        "pull_cpu_s": round(statistics.median(second.processor for _, second in pairs) - start_cpu, 2),
+        "rss_mib": max(second.memory for _, second in pairs),
+    }
+
+
+@contextlib.contextmanager
+def served(size: int) -> Iterator[str]:
+    """The address of a GGUF of so many bytes, from a server of its own."""
+    command = [sys.executable, "-c", SERVER, str(size), gguf_bytes(1).hex()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}/x.gguf"
+        finally:
+            server.kill()
 
 
 if __name__ == "__main__":
