@@ -12,7 +12,7 @@ from typing import Any
 from gateway.cli.errors import CommandError, explain
 from gateway.cli.models import description
 from gateway.cli.output import human_bytes, sections, table
-from gateway.cli.run import THINK_WORDS, Setup, read_format
+from gateway.cli.run import THINK_WORDS, Setup, load, read_format, thinking_by_default
 from gateway.client import Client, ClientError, ServerRefused
 
 QUOTES = '"""'
@@ -199,9 +199,10 @@ class Conversation:
     def _load(self, text: str) -> str:
         name = text or self.setup.model
         self.shown = dict(self.client.request("POST", "/api/show", {"model": name}) or {})
-        self.setup = replace(self.setup, model=name)
+        think = self.setup.think if "thinking" in (self.shown.get("capabilities") or []) else None
+        self.setup = thinking_by_default(replace(self.setup, model=name, think=think), self.shown)
         self.messages = []
-        self.client.request("POST", "/api/generate", {"model": name})
+        load(self.client, self.setup)
         return f"Loading model '{name}'\n"
 
     def _save(self, text: str) -> str:

@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     client = connect(check=True)
     shown = find_model(client, setup.model, arguments.insecure)
     capabilities = shown.get("capabilities") or []
+    setup = thinking_by_default(setup, shown)
     if "embedding" in capabilities and "completion" not in capabilities:
         return _embed(client, setup, prompt, arguments)
     if prompt or not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -69,6 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.cli.repl import chat
 
     return chat(client, setup, shown)
+
+
+def thinking_by_default(setup: Setup, shown: dict[str, Any]) -> Setup:
+    """A model that can think does unless told not to, as in Ollama's command."""
+    can_think = "thinking" in (shown.get("capabilities") or [])
+    return replace(setup, think=True) if can_think and setup.think is None else setup
 
 
 def find_model(client: Client, model: str, insecure: bool) -> dict[str, Any]:
