@@ -9,11 +9,17 @@ caches hold by then, so a step moves what is in use and not what is reserved. Re
 
 from __future__ import annotations
 
+from math import gcd
+
 import jax
 import jax.numpy as jnp
 
 from engines.decoder.attention import MASKED, attend, causal_mask
 from engines.decoder.cache import cell_positions
+from engines.decoder.gpu.products import apart
+
+PART = 128
+"""Cells whose values are summed by one group of threads."""
 
 
 def attend_cache(
@@ -48,9 +54,11 @@ def _cells_in_use(mask: jax.Array, newest: jax.Array) -> jax.Array:
 
 
 def _take(stored: jax.Array, scales: jax.Array | None, slots: jax.Array, cells: jax.Array) -> jax.Array:
-    """Vectors float32 [B, S, K, H] of the given cells."""
-    vectors = stored[slots[:, None], :, cells].astype(jnp.float32)
-    return vectors if scales is None else vectors * scales[slots[:, None], :, cells][..., None]
+    """Vectors float32 [B, K, S, H] of the given cells, gathered in the order in which they lie."""
+    heads = jnp.arange(stored.shape[1], dtype=jnp.int32)
+    where = slots[:, None, None], heads[None, :, None], cells[:, None, :]
+    vectors = stored[where].astype(jnp.float32)
+    return vectors if scales is None else vectors * scales[where][..., None]
 
 
 def _of_slots(stored: jax.Array, scales: jax.Array | None, slots: jax.Array) -> jax.Array:
@@ -69,15 +77,26 @@ def _attend_one(
     scale: float,
     softcap: float | None,
 ) -> jax.Array:
-    """Softmax attention of query [B, 1, N, H] over float32 keys and values [B, S, K, H] under mask [B, S]."""
-    batch, _, heads, size = query.shape
-    kv_heads = keys.shape[2]
-    grouped = (query * scale).reshape(batch, 1, kv_heads, heads // kv_heads, size)
-    each = [jnp.sum(grouped[:, :, :, group] * keys, axis=-1) for group in range(grouped.shape[3])]
-    scores = jnp.stack(each, axis=1)  # [B, G, S, K]
+    """Softmax attention of query [B, 1, N, H] over float32 keys and values [B, K, S, H] under mask [B, S].
+
+    Queries that share a head's keys are summed side by side, which XLA makes one pass over the keys; what is
+    made of the sums is kept apart from them, or that pass happens twice. Values are summed by parts first: so
+    there is work for the whole card, and XLA does not write their products to memory.
+    """
+    batch, kv_heads, length, size = keys.shape
+    grouped = (query * scale).reshape(batch, kv_heads, -1, 1, size)  # [B, K, G, 1, H]
+    groups = range(grouped.shape[2])
+    scores = _stacked([jnp.sum(grouped[:, :, group] * keys, axis=-1) for group in groups])
     if softcap is not None:
         scores = jnp.tanh(scores / softcap) * softcap
-    scores = jnp.where(mask[:, None, :, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=2)
-    parts = [jnp.sum(weights[:, group, :, :, None] * values, axis=1) for group in range(len(each))]
-    return jnp.stack(parts, axis=2).reshape(batch, 1, heads, size)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)  # [B, K, G, S]
+    part = gcd(length, PART)
+    split = values.reshape(batch, kv_heads, -1, part, size)
+    shares = weights.reshape(batch, kv_heads, len(groups), -1, part)
+    parts = _stacked([jnp.sum(split * shares[:, :, group, :, :, None], axis=3) for group in groups])
+    return parts.sum(axis=3).reshape(query.shape)
+
+
+def _stacked(sums: list[jax.Array]) -> jax.Array:
+    """Results of several reductions along a new axis 2."""
+    return jnp.stack(apart(sums), axis=2)

@@ -42,7 +42,13 @@ def reduce(x: jax.Array, arrays: Sequence[Any], block_type: str, shape: tuple[in
         if offsets is not None:
             total = total + sum(inputs) * offsets[:, :, None]
         sums.append(jnp.sum(total, axis=(1, 2)))
-    return jnp.stack(sums)
+    return jnp.stack(apart(sums))
+
+
+def apart(results: list[jax.Array]) -> list[jax.Array]:
+    """The same, not to be fused with what comes after: XLA would compute one of them again there."""
+    kept: list[jax.Array] = jax.lax.optimization_barrier(results)  # type: ignore[no-untyped-call]
+    return kept
 
 
 def dot(x: jax.Array, arrays: Sequence[Any], block_type: str, shape: tuple[int, int]) -> jax.Array:
