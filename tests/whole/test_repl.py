@@ -1,4 +1,4 @@
-"""A real model being loaded and chatted with in a real terminal: what a person types, what the screen shows."""
+"""A real model being loaded, and chatted with in a real terminal: what is typed, what the screen shows."""
 
 from __future__ import annotations
 
