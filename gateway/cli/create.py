@@ -6,10 +6,12 @@ The Modelfile is parsed on this side, since its paths mean files of this machine
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from gateway.cli.connect import connect
 from gateway.cli.errors import OK, CommandError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 READ_CHUNK = 1 << 20
 DEFAULT_FILE = "Modelfile"
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 def create(arguments: argparse.Namespace) -> int:
@@ -102,24 +105,44 @@ def _local(reference: str, folder: Path) -> Path | None:
 def _upload(client: Client, path: Path, board: Board) -> dict[str, str]:
     """Uploads what the server lacks; returns digests by file name."""
     digests = {}
-    for name, file in model_files(path):
+    for name, file, cached in model_files(path):
         size = file.stat().st_size
         digest = _hash(file, board)
         digests[name] = digest
-        if client.has_blob(digest):
+        if client.has_blob(digest) or (cached and _link(client, file, digest)):
             continue
         for sent in client.upload_blob(digest, file):
             board.update(f"copying file {digest}", sent, size)
     return digests
 
 
-def model_files(path: Path) -> Iterable[tuple[str, Path]]:
-    """The files of a model by the names they get; a lone file keeps its own."""
+def _link(client: Client, file: Path, digest: str) -> bool:
+    """Gives a file of a hub's cache a second name in the store of this machine, instead of a second copy.
+
+    Whether that is the server's store too is for the server to say: False where it does not see the file.
+    """
+    from gateway.cli.store import open_store
+    from registry.blobs import parse_digest
+    from registry.errors import RegistryError
+
+    if urlsplit(client.url).hostname not in LOOPBACK:
+        return False
+    with contextlib.suppress(RegistryError, OSError, CommandError):
+        store = open_store(make=False)
+        if store.writable:
+            store.blobs.put_file(file, parse_digest(digest), link=True)
+            return client.has_blob(digest)
+    return False
+
+
+def model_files(path: Path) -> Iterable[tuple[str, Path, bool]]:
+    """The files of a model by the names they get, a lone file by its own, and whether a hub's client keeps
+    them, which replaces files but never changes them."""
     from registry.sources.local import is_llamafile, parts_of_path
 
     if path.is_file() and is_llamafile(path):
-        return [(path.with_suffix(".llamafile").name, path)]
-    return [(part.name or part.path.name, part.path) for part in parts_of_path(path)]
+        return [(path.with_suffix(".llamafile").name, path, False)]
+    return [(part.name or part.path.name, part.path, part.linkable) for part in parts_of_path(path)]
 
 
 def _hash(file: Path, board: Board) -> str:

@@ -25,12 +25,15 @@ from registry.store import Store
 from registry.transfer import export_model, import_model
 
 
-def open_store() -> Store:
-    """The store that the environment names, as the server opens it. Raises CommandError."""
+def open_store(make: bool = True) -> Store:
+    """The store that the environment names, as the server opens it; raises CommandError, also where there is
+    none and none is to be made."""
     try:
         settings = Settings.read(os.environ)
     except SettingsError as error:
         raise CommandError(str(error), code=USAGE) from None
+    if not make and not (settings.models / "blobs").is_dir():
+        raise CommandError(f"there is no store at {settings.models}")
     return Store.open(
         settings.models, [path for path in settings.extra_stores if (path / "manifests").is_dir()]
     )
