@@ -41,7 +41,7 @@ from engines.base import (
     TokenLogprob,
     Usage,
 )
-from engines.decoder import weights
+from engines.decoder import native, weights
 from engines.decoder.adapter_files import room_bytes
 from engines.decoder.adapters import Filling, empty_stacks, read_filling, with_stacks
 from engines.decoder.cache import DTYPES
@@ -132,6 +132,8 @@ class DecoderEngine:
 
     def load(self, request: LoadRequest, progress: Callable[[LoadProgress], None]) -> Ready:
         started = self._clock()
+        if request.device == "cpu":
+            native.set_threads(request.threads)
         loaded = weights.load(
             request.files, progress=lambda done, total: progress(LoadProgress("reading", done, total))
         )
