@@ -100,7 +100,8 @@ class GetVocabulary:
 class Inspect:
     """Which template, convention and abilities a model has -> `Inspected`.
 
-    `renderer` and `parser` are the names a Modelfile gives instead of leaving the choice to us.
+    `renderer` and `parser` are the names a Modelfile gives instead of leaving the choice to us; names nobody
+    knows, as models in others' stores may have, leave it to us after all.
     """
 
     description: ModelDescription

@@ -149,17 +149,23 @@ def get_vocabulary(call: GetVocabulary) -> Vocabulary:
 def inspect_model(call: Inspect) -> Inspected:
     from modelfiles.capabilities import capabilities
     from modelfiles.outputs.parser import convention_for
-    from modelfiles.templates.builtin import choose_template, parser_convention, renderer_template
+    from modelfiles.templates.builtin import (
+        PARSERS,
+        RENDERERS,
+        choose_template,
+        parser_convention,
+        renderer_template,
+    )
 
     description = call.description
-    if call.renderer:
+    if call.renderer in RENDERERS:
         template = renderer_template(call.renderer)
     else:
         template = choose_template(
             description.chat_template, call.template, description.architecture, call.names
         )
     found = capabilities(description, template, call.parser or None)
-    if call.parser:
+    if call.parser in PARSERS:
         convention = parser_convention(call.parser)
     else:
         convention = convention_for(template.text, description.architecture)

@@ -11,13 +11,14 @@ import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 
+from modelfiles.templates.builtin import UnknownName, check_names
 from registry.blobs import Blob, blob_path
 from registry.create import Inspect, ModelBuilder, fresh_base
 from registry.download import Downloader
-from registry.errors import InvalidReference, NotFound
+from registry.errors import InvalidReference, NotFound, UnsupportedFormat
 from registry.identity import Identity
 from registry.locks import Lease
-from registry.manifest import MEDIA_TYPES, Layer
+from registry.manifest import MEDIA_TYPES, Layer, Manifest, ModelConfig
 from registry.name import ModelName
 from registry.partial import recorded
 from registry.peek import Peeker, with_memory
@@ -158,6 +159,7 @@ class Puller:
             wanted = [file.remote.sha256 for file in listing.files if file.remote.sha256]
             await in_thread(self._store.intents.note, target, wanted)
             board = _Board()
+            await self._check_names(listing, lease, board)
             fetching = asyncio.create_task(self._fetch_all(listing.files, lease, board))
             try:
                 while not fetching.done():
@@ -194,6 +196,20 @@ class Puller:
         files = [file for file in listing.files if file.remote.sha256 in digests]
         with await in_thread(self._store.lease_empty) as lease:
             return {blob.digest for blob in await self._fetch_all(files, lease, _Board())}
+
+    async def _check_names(self, listing: Listing, lease: Lease, board: _Board) -> None:
+        """Refuses a model that wants a RENDERER or PARSER nobody here has, before its weights come."""
+        if listing.manifest is None:
+            return
+        config = Manifest.parse(listing.manifest).config
+        files = [file for file in listing.files if file.remote.sha256 == config.digest]
+        for blob in await self._fetch_all(files, lease, board):
+            path = self._store.blobs.find(blob.digest)
+            said = ModelConfig.parse(await in_thread(path.read_bytes)) if path else ModelConfig()
+            try:
+                check_names(said.renderer, said.parser)
+            except UnknownName as error:
+                raise UnsupportedFormat(error.sentence) from None
 
     async def _fetch_all(self, files: Sequence[SourceFile], lease: Lease, board: _Board) -> list[Blob]:
         """Every file, a few at a time; the first failure stops the others."""

@@ -26,7 +26,7 @@ from gateway.sandbox import SandboxError
 from gateway.sandbox_calls import CheckTemplate
 from gateway.streaming import JSONReply, LineStream, ndjson, unless_gone
 from modelfiles.modelfile import Modelfile
-from modelfiles.templates.builtin import UnknownName, parser_convention, renderer_template
+from modelfiles.templates.builtin import UnknownName, check_names
 from modelfiles.templates.source import TemplateSource
 from registry import errors as registry_errors
 from registry.blobs import parse_digest
@@ -78,12 +78,9 @@ async def create(request: Request) -> Response:
 async def check_texts(gateway: Gateway, made: Modelfile) -> None:
     """Refuses now what would fail at every chat: a template that does not parse, a name nobody knows."""
     try:
-        if made.renderer:
-            renderer_template(made.renderer)
-        if made.parser:
-            parser_convention(made.parser)
+        check_names(made.renderer, made.parser)
     except UnknownName as error:
-        raise BadRequest(str(error).removeprefix("template: ")) from None
+        raise BadRequest(error.sentence) from None
     if made.template:
         try:
             await gateway.sandbox.call(CheckTemplate(TemplateSource("go", made.template)), bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from contextlib import aclosing
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from registry.errors import (
     ObjectChanged,
     SourceError,
     Unavailable,
+    UnsupportedFormat,
 )
 from registry.progress import Progress
 from registry.store import Store
@@ -47,6 +49,18 @@ def test_a_model_from_a_registry(store: Store, hub: FakeHub) -> None:
     before = len(hub.requests)
     pull(store, hub, name)
     assert len(hub.requests) == before + 1  # the manifest alone
+
+
+def test_a_model_that_wants_a_renderer_nobody_has_is_refused_before_its_weights(
+    store: Store, hub: FakeHub
+) -> None:
+    config = json.dumps({"model_format": "gguf", "renderer": "laguna"}).encode()
+    name = hub.add_oci("me/odd", [("model", gguf_bytes())], config)
+    with pytest.raises(UnsupportedFormat, match="unknown renderer 'laguna'; known are functiongemma"):
+        pull(store, hub, name)
+    weights = hashlib.sha256(gguf_bytes()).hexdigest()
+    assert not any(weights in request.path for request in hub.requests)
+    assert not store.list()
 
 
 def test_a_new_version_removes_the_layers_of_the_old(store: Store, hub: FakeHub) -> None:

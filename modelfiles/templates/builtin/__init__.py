@@ -76,7 +76,8 @@ class UnknownName(TemplateError):
     """A RENDERER or PARSER name of a family we do not run."""
 
     def __init__(self, kind: str, name: str, known: Collection[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}; known are {', '.join(sorted(known))}")
+        self.sentence = f"unknown {kind} {name!r}; known are {', '.join(sorted(known))}"
+        super().__init__(self.sentence)
 
 
 @cache
@@ -132,3 +133,11 @@ def parser_convention(name: str) -> str:
     if name not in PARSERS:
         raise UnknownName("parser", name, PARSERS)
     return PARSERS[name]
+
+
+def check_names(renderer: str | None, parser: str | None) -> None:
+    """Raises `UnknownName` for a RENDERER or PARSER that nothing here stands for; "" and None are none."""
+    if renderer:
+        renderer_template(renderer)
+    if parser:
+        parser_convention(parser)
