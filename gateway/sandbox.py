@@ -119,19 +119,15 @@ class Sandbox:
         await asyncio.gather(*(worker.kill() for worker in workers))
 
 
-class _Worker:
-    """One process and the stream to it."""
+class _Worker(asyncio.Protocol):
+    """One process and the connection to it. A protocol rather than streams: every request comes this way."""
 
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        self._process = process
-        self._reader = reader
-        self._writer = writer
-        self.busy = False
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process
+        self._transport: asyncio.WriteTransport
+        self._answer: asyncio.Future[bytes] | None = None
+        self._data = bytearray()
+        self._lost = False
 
     @classmethod
     async def start(cls) -> _Worker:
@@ -144,27 +140,45 @@ class _Worker:
                 env=_environment(),
                 stdin=asyncio.subprocess.DEVNULL,
             )
-        reader, writer = await asyncio.open_connection(sock=ours, limit=2**26)
-        return cls(process, reader, writer)
+        transport, worker = await asyncio.get_running_loop().create_unix_connection(cls, sock=ours)
+        worker._process, worker._transport = process, transport
+        return worker
 
     @property
     def alive(self) -> bool:
-        return self._process.returncode is None and not self._reader.at_eof()
+        return self._process.returncode is None and not self._lost
+
+    @property
+    def busy(self) -> bool:
+        return self._answer is not None
 
     async def ask(self, request: Request) -> Reply:
-        self.busy = True
+        """Raises EOFError when the process ends first."""
+        self._answer = asyncio.get_running_loop().create_future()
         body = msgspec.msgpack.encode(request)
-        self._writer.write(HEADER.pack(len(body)) + body)
-        await self._writer.drain()
-        (length,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
-        reply = msgspec.msgpack.decode(await self._reader.readexactly(length), type=Reply)
-        self.busy = False
-        return reply
+        self._transport.write(HEADER.pack(len(body)) + body)
+        answer = await self._answer
+        self._answer = None
+        return msgspec.msgpack.decode(answer, type=Reply)
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) < HEADER.size or self._answer is None or self._answer.done():
+            return
+        end = HEADER.size + HEADER.unpack_from(self._data)[0]
+        if len(self._data) >= end:
+            self._answer.set_result(bytes(self._data[HEADER.size : end]))
+            del self._data[:end]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(EOFError("the worker ended"))
 
     async def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        self._writer.close()
+        self._transport.close()
         await self._process.wait()
 
 

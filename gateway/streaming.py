@@ -140,19 +140,29 @@ class JSONReply(Response):
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """The result of `work`, cancelled at once (`ClientGone`) when the caller hangs up before it is ready."""
-    task = asyncio.ensure_future(work)
+    waiting = asyncio.current_task()
+    assert waiting is not None
+    cancelling = waiting.cancelling()
+    working, gone = True, False
+
+    def hang_up(watcher: asyncio.Future[None]) -> None:
+        nonlocal gone
+        if working and not watcher.cancelled():
+            gone = True
+            watcher.exception()  # of a body that broke the rules: nobody is left to hear of it
+            waiting.cancel()
+
     watcher = asyncio.ensure_future(_hung_up(request))
+    watcher.add_done_callback(hang_up)
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
+        return await work
+    except asyncio.CancelledError:
+        if gone and waiting.uncancel() <= cancelling:
+            raise ClientGone from None
+        raise
     finally:
+        working = False
         watcher.cancel()
-        if not task.done():
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
 
 
 async def _hung_up(request: Request) -> None:
