@@ -27,7 +27,7 @@ def pull(arguments: argparse.Namespace) -> int:
         return OK
     fetch(client, model, arguments.insecure)
     if arguments.warm:
-        print(f"loaded '{model}' in {warm(client, model):.1f} s")
+        print(f"loaded '{model}' in {warm(client, model):.1f} s; what was compiled is kept for later starts")
     return OK
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,3 +123,11 @@ def test_the_log_tells_no_addresses(pull: Pull, hub: FakeHub, server: LiveServer
     name = hub.add_oci("me/owl", [("model", gguf_bytes(2, 5000))])
     assert pull(name)[0] == 0
     assert not [line for line in server.lines if "HTTP Request" in line]
+
+
+def test_a_pull_may_load_the_model_at_once(pull: Pull, server: LiveServer) -> None:
+    code, out, err = pull("scripted", "--warm")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"loaded 'scripted' in \d+\.\d s; what was compiled is kept for later starts\n", out)
+    with urllib.request.urlopen(f"{server.url}/api/ps", timeout=10) as reply:
+        assert "scripted" in reply.read().decode()
