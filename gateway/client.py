@@ -1,4 +1,4 @@
-"""Talks to a gemmule (or Ollama) server: whole JSON replies, NDJSON streams, blob uploads.
+"""Talks to a gemmule (or Ollama) server: whole JSON replies, streams of JSON, blob uploads.
 
 Standard library only: `list` and `ps` must answer before a larger HTTP library would be imported, and a
 request to one's own machine needs no proxy, pool or redirect. Knows paths and bodies, not what they mean.
@@ -101,6 +101,28 @@ class Client:
                 yield value
             if not (value.get("done") or value.get("status") == "success"):
                 raise StreamCut
+        except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
+            raise StreamCut from error
+        finally:
+            connection.close()
+
+    def events(self, path: str, body: Any) -> Generator[dict[str, Any], None, None]:
+        """The JSON objects of a server-sent event stream as they come, up to `[DONE]`.
+
+        Raises ServerRefused for an error among them and StreamCut when the end is missing. Closing the
+        iterator cancels the request.
+        """
+        connection, response = self._send("POST", path, body)
+        try:
+            while line := response.readline():
+                if line.strip() == b"data: [DONE]":
+                    return
+                if line.startswith(b"data: "):
+                    value: dict[str, Any] = json.loads(line[6:])
+                    if error := value.get("error"):
+                        raise ServerRefused(500, str(error.get("message", error)))
+                    yield value
+            raise StreamCut
         except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
             raise StreamCut from error
         finally:

@@ -1,17 +1,22 @@
 """The command bench: how fast a model answers over HTTP, for its owner's machine and model.
 
-Sends the same requests that clients send and reads the server's own counts. Called by main.
+Measures what llama-bench measures, under its names: `pp512` reads a prompt of 512 tokens, `tg128` generates
+128 after a short one, in one stream or several. Prompts are the model's own tokens in random order, so that
+no cache knows them. Called by main.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 from gateway.cli.connect import connect
 from gateway.cli.errors import OK, USAGE, CommandError
@@ -19,70 +24,104 @@ from gateway.cli.output import table
 from gateway.cli.progress import Board
 from gateway.client import Client, ClientError
 
-WORDS = "the quick brown fox jumps over the lazy dog and runs into the wood "
+TEXT = "The quick brown fox jumps over the lazy dog, and at 9:30 runs home. "
+SHORT_PROMPT = 16
+"""Tokens of the prompt before those that `tg` generates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request: seconds to the first token and in all, tokens generated and read."""
+    """One request: when its first and its last token came, in seconds of one clock, and how many."""
 
-    first_token: float
-    total: float
+    sent: float
+    first: float
+    last: float
     generated: int
-    prompt: int
+
+    @property
+    def first_token(self) -> float:
+        return self.first - self.sent
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What several requests at once gave; times in seconds, rates in tokens per second."""
+    """One test: rates in tokens per second, over all streams and of the median one; times in seconds."""
 
+    test: str
     streams: int
-    prompt_tokens: int
+    tokens_per_second: float
+    per_stream: float
     first_token_p50: float
     first_token_p95: float
-    per_stream: float
-    in_all: float
+
+
+Ask = Callable[[int, int], Sample]
+"""Sends a request with so many tokens of prompt for so many new ones."""
 
 
 def bench(arguments: argparse.Namespace) -> int:
     """`gemmule bench MODEL`."""
-    if arguments.tokens < 2 or arguments.rounds < 1 or min(arguments.streams) < 1:
-        raise CommandError("--tokens must be 2 or more, --rounds and --streams 1 or more", code=USAGE)
+    least = min(arguments.prompt, arguments.rounds, *arguments.streams)
+    if arguments.tokens < 2 or least < 1:
+        raise CommandError(
+            "--tokens must be 2 or more, --prompt, --rounds and --streams 1 or more", code=USAGE
+        )
     client = connect(check=True)
-    rows = []
     with Board() as board:
         board.update(f"loading {arguments.model}")
-        ask(client, arguments.model, arguments.prompt_words, 2)
+        ask = partial(ask_model, client, arguments.model, vocabulary(client, arguments.model))
+        together(ask, SHORT_PROMPT, 2, 1)
+        board.update(f"reading prompts of {arguments.prompt}")
+        rows = [prompt_row(ask, arguments.prompt, arguments.rounds)]
         for streams in arguments.streams:
-            board.update(f"{streams} at once")
-            rows.append(measure(client, arguments, streams))
+            board.update(f"generating in {streams} at once")
+            rows.append(stream_row(ask, arguments.tokens, streams, arguments.rounds))
         board.clear()
     if arguments.json:
-        print(json.dumps({"model": arguments.model, "rows": [asdict(row) for row in rows]}, indent=2))
+        print(json.dumps({"model": arguments.model, "rows": [asdict(row) for row in rows]}))
     else:
         print(render(rows), end="")
     return OK
 
 
-def measure(client: Client, arguments: argparse.Namespace, streams: int) -> Row:
-    """All rounds of one number of streams."""
-    samples: list[Sample] = []
-    spent = 0.0
-    for _ in range(arguments.rounds):
-        started = time.monotonic()
-        samples += together(client, arguments.model, arguments.prompt_words, arguments.tokens, streams)
-        spent += time.monotonic() - started
-    return summarize(samples, streams, spent)
+def vocabulary(client: Client, model: str) -> Sequence[int]:
+    """Token ids of plain text, to make prompts of."""
+    body = {"model": model, "content": TEXT, "add_special": False}
+    tokens: list[int] = client.request("POST", "/tokenize", body)["tokens"]
+    return tokens
 
 
-def together(client: Client, model: str, words: int, tokens: int, streams: int) -> list[Sample]:
+def ask_model(client: Client, model: str, words: Sequence[int], prompt: int, tokens: int) -> Sample:
+    """One greedy request that goes on to its last token. Raises ClientError."""
+    body = {
+        "model": model,
+        "prompt": random.choices(words, k=prompt),
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    sent = time.monotonic()
+    first = last = 0.0
+    generated = 0
+    for event in client.events("/v1/completions", body):
+        if event.get("choices"):
+            last = time.monotonic()
+            first = first or last
+        usage: dict[str, Any] = event.get("usage") or {}
+        generated = usage.get("completion_tokens", generated)
+    return Sample(sent, first, last, generated)
+
+
+def together(ask: Ask, prompt: int, tokens: int, streams: int) -> list[Sample]:
     """The samples of requests sent at the same time. Raises the first fault."""
     samples: list[Sample] = []
     faults: list[ClientError] = []
 
     def one() -> None:
         try:
-            samples.append(ask(client, model, words, tokens))
+            samples.append(ask(prompt, tokens))
         except ClientError as error:
             faults.append(error)
 
@@ -96,56 +135,44 @@ def together(client: Client, model: str, words: int, tokens: int, streams: int) 
     return samples
 
 
-def ask(client: Client, model: str, words: int, tokens: int) -> Sample:
-    """One greedy request; the number in the prompt keeps it from being a copy of another's."""
-    text = (WORDS * (words // 13 + 1)).split()[:words]
-    body = {
-        "model": model,
-        "prompt": f"{time.monotonic_ns()} {' '.join(text)}",
-        "raw": True,
-        "options": {"temperature": 0, "num_predict": tokens, "stop": []},
-    }
-    started = time.monotonic()
-    first = 0.0
-    done: dict[str, object] = {}
-    for line in client.stream("/api/generate", body):
-        first = first or time.monotonic() - started
-        done = line
-    counts = [done.get(key, 0) for key in ("eval_count", "prompt_eval_count")]
-    generated, prompt = (count if isinstance(count, int) else 0 for count in counts)
-    return Sample(first, time.monotonic() - started, generated, prompt)
+def prompt_row(ask: Ask, prompt: int, rounds: int) -> Row:
+    """`pp`: prompts one after the other, each until the token behind it."""
+    samples = [ask(prompt, 1) for _ in range(rounds)]
+    rate = prompt / statistics.median(sample.first_token for sample in samples)
+    return _row(f"pp{prompt}", 1, samples, rate, rate)
 
 
-def summarize(samples: Sequence[Sample], streams: int, spent: float) -> Row:
-    """The figures of a table row. `spent` is the wall time of all rounds."""
+def stream_row(ask: Ask, tokens: int, streams: int, rounds: int) -> Row:
+    """`tg`: all tokens after the first ones, over the time from the earliest first to the latest last one."""
+    samples: list[Sample] = []
+    rates = []
+    for _ in range(rounds):
+        found = together(ask, SHORT_PROMPT, tokens, streams)
+        seconds = max(one.last for one in found) - min(one.first for one in found)
+        rates.append(sum(one.generated - 1 for one in found) / max(seconds, 1e-9))
+        samples += found
+    each = [(one.generated - 1) / max(one.last - one.first, 1e-9) for one in samples]
+    return _row(f"tg{tokens}", streams, samples, statistics.median(rates), statistics.median(each))
+
+
+def _row(test: str, streams: int, samples: Sequence[Sample], rate: float, each: float) -> Row:
     firsts = sorted(sample.first_token for sample in samples)
-    rates = [
-        (sample.generated - 1) / (sample.total - sample.first_token)
-        for sample in samples
-        if sample.generated > 1 and sample.total > sample.first_token
-    ]
-    return Row(
-        streams=streams,
-        prompt_tokens=round(statistics.median(sample.prompt for sample in samples)),
-        first_token_p50=statistics.median(firsts),
-        first_token_p95=firsts[min(len(firsts) - 1, int(len(firsts) * 0.95))],
-        per_stream=statistics.median(rates) if rates else 0.0,
-        in_all=sum(sample.generated for sample in samples) / spent,
-    )
+    slow = firsts[min(len(firsts) - 1, int(len(firsts) * 0.95))]
+    return Row(test, streams, rate, each, statistics.median(firsts), slow)
 
 
 def render(rows: Sequence[Row]) -> str:
     """The table for people."""
     return table(
-        ("STREAMS", "PROMPT", "FIRST TOKEN", "P95", "TOKENS/S EACH", "TOKENS/S"),
+        ("TEST", "STREAMS", "TOKENS/S", "EACH", "FIRST TOKEN", "P95"),
         [
             (
+                row.test,
                 str(row.streams),
-                str(row.prompt_tokens),
+                f"{row.tokens_per_second:.1f}",
+                f"{row.per_stream:.1f}",
                 f"{row.first_token_p50 * 1000:.0f} ms",
                 f"{row.first_token_p95 * 1000:.0f} ms",
-                f"{row.per_stream:.1f}",
-                f"{row.in_all:.1f}",
             )
             for row in rows
         ],

@@ -7,6 +7,7 @@ and by the completion scripts.
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -76,7 +77,7 @@ def _show(parser: argparse.ArgumentParser) -> None:
 
 def _run(parser: argparse.ArgumentParser) -> None:
     _model(parser)
-    parser.add_argument("prompt", metavar="PROMPT", nargs="*", help="what to ask; none starts a chat")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="*", default=[], help="what to ask; none starts a chat")
     parser.add_argument("--keepalive", metavar="DURATION", help="how long the model stays loaded (5m, -1)")
     parser.add_argument("--verbose", action="store_true", help="print timings after each answer")
     parser.add_argument("--insecure", action="store_true", help="allow a registry without TLS when pulling")
@@ -145,11 +146,11 @@ def _import(parser: argparse.ArgumentParser) -> None:
 
 def _bench(parser: argparse.ArgumentParser) -> None:
     _model(parser)
+    parser.add_argument("--prompt", metavar="N", type=int, default=512, help="tokens of the prompt (512)")
+    parser.add_argument("--tokens", metavar="N", type=int, default=128, help="tokens to generate (128)")
     parser.add_argument(
-        "--streams", metavar="N", type=int, nargs="+", default=[1, 4, 8], help="requests at once (1 4 8)"
+        "--streams", metavar="N", type=int, nargs="+", default=[1, 8], help="generate so many at once (1 8)"
     )
-    parser.add_argument("--tokens", metavar="N", type=int, default=64, help="tokens to generate (64)")
-    parser.add_argument("--prompt-words", metavar="N", type=int, default=64, help="words of prompt (64)")
     parser.add_argument("--rounds", metavar="N", type=int, default=3, help="times each is measured (3)")
     _json(parser)
 
@@ -263,17 +264,28 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     bare `--think` means yes: both as in Ollama's command.
     """
     parser = build_parser()
+    _refuse_unknown_command(arguments, parser)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     spelled = [f"{word}=true" if word == "--think" and i < end else word for i, word in enumerate(arguments)]
     parsed, rest = parser.parse_known_args(spelled)
     if not rest:
         return parsed
+    told = parsers().get(parsed.command, parser)
     if any(word.startswith("-") for word in rest):
-        parser.error(f"unknown flag: {next(word for word in rest if word.startswith('-'))}")
+        told.error(f"unknown flag: {next(word for word in rest if word.startswith('-'))}")
     if isinstance(getattr(parsed, "prompt", None), list):
-        parsed.prompt += rest
+        parsed.prompt = [*parsed.prompt, *rest]
     elif getattr(parsed, "prefix", None) == "" and len(rest) == 1:
         parsed.prefix = rest[0]
     else:
-        parser.error(f"unexpected argument: {rest[0]}")
+        told.error(f"unexpected argument: {rest[0]}")
     return parsed
+
+
+def _refuse_unknown_command(arguments: list[str], parser: argparse.ArgumentParser) -> None:
+    """Says which command may have been meant, where argparse would list them all."""
+    if not arguments or arguments[0].startswith("-") or arguments[0] in BY_NAME:
+        return
+    close = difflib.get_close_matches(arguments[0], BY_NAME, 1, 0.6)
+    hint = f"did you mean `gemmule {close[0]}`?" if close else "`gemmule help` lists the commands"
+    parser.exit(2, f'gemmule: unknown command "{arguments[0]}"\nhint: {hint}\n')

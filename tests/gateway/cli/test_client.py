@@ -49,6 +49,20 @@ def test_replies_streams_and_versions(server: LiveServer) -> None:
     assert caught.value.status == 404
 
 
+def test_event_streams_end_with_their_mark_or_an_error(server: LiveServer) -> None:
+    body = {"model": "scripted", "prompt": "hi", "max_tokens": 3, "stream": True}
+    events = list(Client(server.url).events("/v1/completions", body))
+    assert events[-1]["choices"][0]["finish_reason"] == "stop"
+    with pytest.raises(ServerRefused, match="not found"):
+        list(Client(server.url).events("/v1/completions", body | {"model": "nope"}))
+    kind = "Content-Type: text/event-stream"
+    with peer(http("200 OK", 'data: {"choices": []}\n\n', kind)) as url, pytest.raises(StreamCut):
+        list(Client(url).events("/v1/completions", body))
+    failed = 'data: {"error": {"message": "the model gave up"}}\n\ndata: [DONE]\n\n'
+    with peer(http("200 OK", failed, kind)) as url, pytest.raises(ServerRefused, match="gave up"):
+        list(Client(url).events("/v1/completions", body))
+
+
 def test_blobs_go_up_once(server: LiveServer, tmp_path: Path) -> None:
     file = tmp_path / "blob"
     file.write_bytes(b"client blob" * 200_000)

@@ -181,10 +181,13 @@ def test_without_a_server_every_command_says_how_to_start_one(gemmule: Run) -> N
 
 
 def test_bench_measures(gemmule: Run) -> None:
-    arguments = ["bench", "scripted", "--streams", "1", "2", "--rounds", "1", "--tokens", "4", "--json"]
-    rows = json.loads(out(gemmule(*arguments)))["rows"]
-    assert [row["streams"] for row in rows] == [1, 2]
-    assert all(row["in_all"] > 0 and row["first_token_p95"] >= row["first_token_p50"] > 0 for row in rows)
+    sizes = ["--prompt", "20", "--tokens", "4", "--streams", "1", "2", "--rounds", "2"]
+    printed = out(gemmule("bench", "scripted", *sizes, "--json"))
+    assert printed.count("\n") == 1
+    rows = json.loads(printed)["rows"]
+    assert [(row["test"], row["streams"]) for row in rows] == [("pp20", 1), ("tg4", 1), ("tg4", 2)]
+    assert all(row["tokens_per_second"] > 0 and row["per_stream"] > 0 for row in rows)
+    assert all(row["first_token_p95"] >= row["first_token_p50"] > 0 for row in rows)
 
 
 def test_completion_scripts_know_every_command(gemmule: Run) -> None:
