@@ -52,17 +52,26 @@ class FrameListener:
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
+        self._end: socket.socket | None = None
 
-    async def start(self, path: Path) -> None:
-        """Listens on `path`. A dead process's file is replaced; a living listener is not disturbed."""
-        end = bind_private(path)
-        self._path = path
-        self._server = await asyncio.start_unix_server(self._serve, sock=end)
+    def bind(self, path: Path) -> None:
+        """Takes `path`: programs may connect from now on, and are answered once it is started.
+
+        A dead process's file is replaced; raises `InvalidRequest` for a living one's.
+        """
+        self._end, self._path = bind_private(path), path
+
+    async def start(self) -> None:
+        """Answers those who connect; does nothing when no path was taken."""
+        if self._end is not None:
+            self._server = await asyncio.start_unix_server(self._serve, sock=self._end)
 
     async def close(self) -> None:
         """Stops listening, ends the connections and removes the socket file."""
         if self._server is not None:
             self._server.close()
+        elif self._end is not None:
+            self._end.close()
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)

@@ -13,11 +13,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from engines.base import LoadProgress
+from engines.listener import FrameListener
 from gateway.archive import Archive
 from gateway.auth import Authority, read_keys
 from gateway.catalog import Catalog, ServedModel
 from gateway.checking import Checker
 from gateway.errors import LoadError, ShuttingDown
+from gateway.frames import FrameDialect
 from gateway.housekeeping import hold, let_go, tidy
 from gateway.manager import ModelManager
 from gateway.memory import Device
@@ -69,6 +71,7 @@ class Gateway:
         planner = Planner(self.sandbox, settings, device)
         self.service = Service(self.catalog, self.manager, self.sandbox, planner, self.metrics)
         self.checker = Checker(planner.plan, self.manager, device, settings.check)
+        self.frames = FrameListener(FrameDialect(self, settings.classifier).answer)
         self.archive = Archive(settings.state / "replies.sqlite")
         self.puller = Puller(
             store,
@@ -99,7 +102,8 @@ class Gateway:
         return cls(settings, store, device, built_in or {}, environment or {})
 
     async def start(self) -> None:
-        """Begins to expire idle models, starts a worker and tidies the store; on the loop that serves."""
+        """Begins to expire idle models, to answer frames and to tidy the store; on the loop that serves."""
+        await self.frames.start()
         self._janitor = asyncio.ensure_future(self.manager.run())
         self._warming = asyncio.ensure_future(self.sandbox.warm())
         self._begin(asyncio.to_thread(tidy, self.store, not self.settings.no_prune))
@@ -134,6 +138,7 @@ class Gateway:
         await asyncio.gather(*self.background.values(), return_exceptions=True)
         if self._warming is not None:
             await asyncio.gather(self._warming, return_exceptions=True)
+        await self.frames.close()
         await self.puller.close()
         await self.manager.close()
         await self.sandbox.close()

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import uvicorn
 
+from engines.base import InvalidRequest
 from gateway import __version__
 from gateway.app import create_app, guarded
 from gateway.auth import check_exposure, read_keys
@@ -67,9 +68,14 @@ def serve(settings: Settings, built_in: Mapping[str, ServedModel] | None = None)
         return USAGE_ERROR
     try:
         gateway = Gateway.open(settings, device, built_in, os.environ)
+        if settings.frames is not None:
+            gateway.frames.bind(settings.frames)
         publish_bundled(gateway)
         say_where(settings, device, gateway, sockets[0].getsockname()[1])
         return run(gateway, sockets)
+    except InvalidRequest as fault:
+        say(f"gemmule: GEMMULE_FRAMES: {fault}")
+        return USAGE_ERROR
     finally:
         for each in sockets:
             each.close()
@@ -224,6 +230,7 @@ def say_where(settings: Settings, device: Device, gateway: Gateway, port: int) -
     names = [model.name.model for model in gateway.store.list()]
     following = f"gemmule run {'bud' if 'bud' in names else names[0]}" if names else "gemmule pull <model>"
     place = f" and {settings.socket}" if settings.socket else ""
+    place += f", for frames on {settings.frames}" if settings.frames else ""
     say(
         f"gemmule {__version__} listens on {settings.base_url}{place}, runs models on {device.name}; "
         f"next: {following}"

@@ -148,6 +148,10 @@ VARIABLES = (
              "address to listen on (server) or to talk to (commands)"),
     Variable("socket", "GEMMULE_SOCKET", None, "", lambda text: _path(text) if text else None,
              "also listen on this Unix socket"),
+    Variable("frames", "GEMMULE_FRAMES", None, "", lambda text: _path(text) if text else None,
+             "a Unix socket for local programs that want frames instead of HTTP"),
+    Variable("classifier", "GEMMULE_CLASSIFIER", None, "", str,
+             "the model that names the images sent as frames; empty for the only one"),
     Variable("models", "GEMMULE_MODELS", "OLLAMA_MODELS", "~/.gemmule/models", _path,
              "where models are kept"),
     Variable("extra_stores", "GEMMULE_EXTRA_STORES", None, os.pathsep.join(FOREIGN_STORES), _paths,
@@ -205,6 +209,8 @@ class Settings:
 
     address: tuple[str, int]
     socket: Path | None
+    frames: Path | None
+    classifier: str
     models: Path
     extra_stores: tuple[Path, ...]
     state: Path

@@ -37,7 +37,8 @@ async def handler(frame: Frame) -> AsyncGenerator[Frame, None]:
 @asynccontextmanager
 async def listening(path: Path, **kwargs: Any) -> AsyncIterator[FrameListener]:
     listener = FrameListener(handler, **kwargs)
-    await listener.start(path)
+    listener.bind(path)
+    await listener.start()
     try:
         yield listener
     finally:
