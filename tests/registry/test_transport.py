@@ -49,6 +49,21 @@ def test_certificates_are_checked_and_ssl_cert_file_is_honoured(tmp_path: Path) 
         get("https://127.0.0.1:1/", ClientSettings(environment={"SSL_CERT_FILE": "/nonexistent"}))
 
 
+def test_an_address_named_by_an_answer_keeps_the_rules_of_a_redirect() -> None:
+    async def ask(url: str, named_by: str) -> None:
+        transport = Transport(ClientSettings())
+        try:
+            async with transport.request("GET", url, named_by=named_by):
+                pass
+        finally:
+            await transport.close()
+
+    with pytest.raises(AddressRefused, match="from https to http"):
+        asyncio.run(ask("http://127.0.0.1:9/token", "https://127.0.0.1:9/v2/"))
+    with pytest.raises(AddressRefused, match="private address"):
+        asyncio.run(ask("http://127.0.0.1:9/token", "http://8.8.8.8/v2/"))
+
+
 HOST = "models.example"
 
 
