@@ -7,7 +7,6 @@ and by the completion scripts.
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -77,7 +76,9 @@ def _show(parser: argparse.ArgumentParser) -> None:
 
 def _run(parser: argparse.ArgumentParser) -> None:
     _model(parser)
-    parser.add_argument("prompt", metavar="PROMPT", nargs="*", default=[], help="what to ask; none starts a chat")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="*", default=[], help="what to ask; none starts a chat"
+    )
     parser.add_argument("--keepalive", metavar="DURATION", help="how long the model stays loaded (5m, -1)")
     parser.add_argument("--verbose", action="store_true", help="print timings after each answer")
     parser.add_argument("--insecure", action="store_true", help="allow a registry without TLS when pulling")
@@ -286,6 +287,8 @@ def _refuse_unknown_command(arguments: list[str], parser: argparse.ArgumentParse
     """Says which command may have been meant, where argparse would list them all."""
     if not arguments or arguments[0].startswith("-") or arguments[0] in BY_NAME:
         return
-    close = difflib.get_close_matches(arguments[0], BY_NAME, 1, 0.6)
+    from difflib import get_close_matches
+
+    close = get_close_matches(arguments[0], BY_NAME, 1, 0.6)
     hint = f"did you mean `gemmule {close[0]}`?" if close else "`gemmule help` lists the commands"
     parser.exit(2, f'gemmule: unknown command "{arguments[0]}"\nhint: {hint}\n')

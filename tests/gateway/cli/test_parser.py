@@ -46,7 +46,7 @@ def test_no_arguments_show_the_commands(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "argument COMMAND: invalid choice: 'fly'"),
+        (["fly"], 'unknown command "fly"'),
         (["run"], "the following arguments are required: MODEL"),
         (["list", "--colour"], "unknown flag: --colour"),
         (["stop", "a", "b"], "unexpected argument: b"),
@@ -82,6 +82,34 @@ def test_a_bare_think_means_yes_and_takes_no_word_away() -> None:
     assert parse(["run", "--think", "bud"]).think == "true"
     assert parse(["run", "--think=low", "bud"]).think == "low"
     assert parse(["run", "bud", "--", "--think"]).prompt == ["--think"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["pul", "bud"], ['unknown command "pul"', "did you mean `gemmule pull`?"]),
+        (["zzz"], ['unknown command "zzz"', "`gemmule help` lists the commands"]),
+        (
+            ["show", "bud", "--nonsense"],
+            ["unknown flag: --nonsense", "`gemmule show --help` shows the usage"],
+        ),
+        (["ls", "a", "b"], ["unexpected argument: b", "`gemmule list --help` shows the usage"]),
+        (["run"], ["the following arguments are required: MODEL", "`gemmule run --help` shows the usage"]),
+    ],
+)
+def test_a_wrong_line_says_where_to_look(
+    line: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        parse(line)
+    assert leaving.value.code == 2
+    first, hint = capsys.readouterr().err.splitlines()
+    assert [first.removeprefix("gemmule: "), hint.removeprefix("hint: ")] == said
+
+
+def test_words_of_one_prompt_do_not_stay_for_the_next() -> None:
+    assert parse(["run", "--verbose", "bud", "--format", "json", "hi"]).prompt == ["hi"]
+    assert parse(["run", "bud"]).prompt == []
 
 
 def test_a_prefix_may_follow_a_flag() -> None:
