@@ -26,6 +26,7 @@ from gateway import __version__
 from gateway.app import create_app, guarded
 from gateway.auth import check_exposure, read_keys
 from gateway.catalog import ServedModel
+from gateway.connections import Connection
 from gateway.gateway import Gateway
 from gateway.memory import Device, choose_device, find_gpus, has_cuda_build
 from gateway.settings import Settings, SettingsError
@@ -87,12 +88,12 @@ def run(gateway: Gateway, sockets: list[socket.socket]) -> int:
     """Serves on open sockets; returns once everything is ended."""
     config = uvicorn.Config(
         guarded(create_app(gateway)),
+        http=Connection,
         log_level="warning",
         access_log=False,
         lifespan="on",
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(gateway.settings.drain + LAST_WORDS_SECONDS) + 1,
-        h11_max_incomplete_event_size=64 * 1024,
         backlog=BACKLOG,
         server_header=False,
     )
