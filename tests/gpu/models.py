@@ -34,9 +34,11 @@ def abstract_params(config: DecoderConfig, types: Mapping[str, str], platform: P
     return _params(config, types, platform, _abstract)
 
 
-def random_params(config: DecoderConfig, types: Mapping[str, str], platform: Platform) -> Any:
-    """The same tree on JAX's first device, with random weights."""
-    return _params(config, types, platform, _repeated)
+def random_params(
+    config: DecoderConfig, types: Mapping[str, str], platform: Platform, device: jax.Device | None = None
+) -> Any:
+    """The same tree on a device (default: JAX's first), with random weights: the same on all."""
+    return _params(config, types, platform, _repeated, device)
 
 
 def _abstract(sample: jax.Array, axis: int, rows: int) -> Any:
@@ -52,9 +54,15 @@ def _repeated(sample: jax.Array, axis: int, rows: int) -> jax.Array:
     return jax.lax.slice_in_dim(tiled, 0, rows, axis=axis)
 
 
-def _params(config: DecoderConfig, types: Mapping[str, str], platform: Platform, make: Make) -> Any:
+def _params(
+    config: DecoderConfig,
+    types: Mapping[str, str],
+    platform: Platform,
+    make: Make,
+    device: jax.Device | None = None,
+) -> Any:
     specs, random = param_specs(config), np.random.default_rng(0)
-    device, placed = jax.devices()[0], dict[str, Any]()
+    device, placed = device or jax.devices()[0], dict[str, Any]()
 
     def unread() -> Any:
         raise AssertionError("only names and shapes are asked for")
@@ -84,8 +92,8 @@ def _finite_blocks(kind: str, width: int, random: np.random.Generator) -> np.nda
     rows = random_blocks(kind, (SAMPLE_ROWS, width), random)
     blocks = rows.reshape(-1, BLOCKS[kind][1])
     small = np.frombuffer(np.float16(width**-0.5 / 150).tobytes(), np.uint8)
-    for place in FORMATS[kind].super_at if kind in FORMATS else ():
-        blocks[:, place : place + 2] = small
+    for at in FORMATS[kind].super_at if kind in FORMATS else ():
+        blocks[:, at : at + 2] = small
     return rows
 
 
