@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: lock setup serve test check fix bench golden parity contract gpu-smoke live-pull crash bud conformance
+.PHONY: lock setup serve test check fix bench golden parity contract gpu-smoke gpu-compile bench-gpu live-pull crash bud conformance
 
 setup: $(STAMP)
 
@@ -68,6 +68,18 @@ crash: $(STAMP)
 
 live-pull: $(STAMP)
 	$(BIN)/python -m tests.registry.live_pull
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -m tests.gpu.bench
+
+GPU_COMPILER ?= .cache/gpu-compiler
+
+$(GPU_COMPILER)/.ready: $(STAMP)
+	$(BIN)/python -m tests.gpu.plugin $(GPU_COMPILER)
+	@touch $@
+
+gpu-compile: $(GPU_COMPILER)/.ready
+	PYTHONPATH=$(GPU_COMPILER) $(BIN)/python -m tests.gpu.compile
 
 gpu-smoke: $(STAMP)
 	$(BIN)/python -m tests.gpu.smoke
