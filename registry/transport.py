@@ -26,6 +26,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx2
 import msgspec
 
+from registry.addresses import Address, is_private, literal_of, origin_of
 from registry.errors import AddressRefused, NotFound, SourceError, Unauthorized, Unavailable
 
 METADATA_LIMIT = 16 << 20
@@ -34,10 +35,6 @@ ADDRESSES_TRIED = 4
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
-_EMBEDDED_IPV4 = [ipaddress.ip_network(text) for text in ("64:ff9b::/96", "2002::/16", "2001::/32", "::/96")]
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +138,6 @@ class Reply:
         if self.retryable:
             return Unavailable(f"{host} cannot give {what} now (status {self.status})", self.retry_after)
         return SourceError(f"{host} answered status {self.status} for {what}{end}")
-
-
-def origin_of(url: str) -> str:
-    """`scheme://host[:port]`: what credentials belong to, and all that errors show of a signed URL."""
-    parts = urlsplit(url)
-    default = {"http": 80, "https": 443}.get(parts.scheme)
-    port = f":{parts.port}" if parts.port and parts.port != default else ""
-    host = (parts.hostname or "").lower()
-    return f"{parts.scheme.lower()}://{f'[{host}]' if ':' in host else host}{port}"
 
 
 def parse_retry_after(text: str) -> float | None:
@@ -299,12 +287,12 @@ class Transport:
                 f"refusing to open {url[:100]!r}: only http and https addresses are followed"
             )
         if proxy_for(url, self.settings.environment):
-            literal = _literal(host)
-            private = literal is not None and self._is_private(literal)
+            literal = literal_of(host)
+            private = literal is not None and is_private(literal, self._public)
             self._allow(host, [literal] if literal else [], private, trusted)
             return [None], private
         addresses = await _resolve(host, parts.port or 443)
-        private = any(self._is_private(address) for address in addresses)
+        private = any(is_private(address, self._public) for address in addresses)
         self._allow(host, addresses, private, trusted)
         return [str(address) for address in addresses[:ADDRESSES_TRIED]], private
 
@@ -322,32 +310,12 @@ class Transport:
         if any(address.is_link_local for address in addresses):
             raise AddressRefused(f"refusing a redirect to the link-local address of {host!r}")
 
-    def _is_private(self, address: Address) -> bool:
-        if any(address in network for network in self._public):
-            return False
-        if isinstance(address, ipaddress.IPv6Address):
-            if address.ipv4_mapped:
-                return self._is_private(address.ipv4_mapped)
-            if any(address in network for network in _EMBEDDED_IPV4):
-                return True
-        return not address.is_global or address.is_multicast
-
 
 def _redirected(url: str, location: str) -> str:
     target = urljoin(url, location)
     if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
         raise AddressRefused(f"{origin_of(url)} redirects from https to http, which is never followed")
     return target
-
-
-def _literal(host: str) -> Address | None:
-    """The address that the host is, or stands for wherever it is asked."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return ipaddress.IPv4Address("127.0.0.1")
-    try:
-        return ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
 
 
 async def _resolve(host: str, port: int) -> list[Address]:
@@ -370,7 +338,7 @@ def proxy_for(url: str, environment: Mapping[str, str]) -> str:
     excluded = variable("no_proxy")
     if not proxy or not excluded:
         return proxy
-    literal = _literal(host)
+    literal = literal_of(host)
     for entry in excluded.split(","):
         with contextlib.suppress(ValueError):
             if literal and literal in ipaddress.ip_network(entry.strip(), strict=False):

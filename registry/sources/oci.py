@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
 
+from registry.addresses import origin_of
 from registry.blobs import digest_of
 from registry.errors import DigestMismatch, InvalidManifest, SourceError, Unauthorized
 from registry.identity import Identity
@@ -23,7 +24,7 @@ from registry.name import ModelName
 from registry.reference import Reference
 from registry.remote import RemoteFile
 from registry.sources.base import Listing, SourceFile
-from registry.transport import Reply, Transport, origin_of
+from registry.transport import Reply, Transport
 
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _LOOPBACK = re.compile(r"(localhost|127\.\d+\.\d+\.\d+)(:\d+)?")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from urllib.parse import urldefrag, urlsplit
 
+from registry.addresses import origin_of
 from registry.blobs import parse_digest
 from registry.errors import InvalidDigest, InvalidReference, UnsupportedFormat
 from registry.reference import Reference
 from registry.remote import RemoteFile
 from registry.sources.base import Listing, SourceFile
-from registry.transport import Transport, origin_of
+from registry.transport import Transport
 
 
 class UrlSource:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import registry.transport
+from registry.addresses import origin_of
 from registry.errors import AddressRefused, SourceError, Unavailable
-from registry.transport import ClientSettings, Transport, origin_of, parse_retry_after, proxy_for
+from registry.transport import ClientSettings, Transport, parse_retry_after, proxy_for
 from tests.registry.fakehub import FakeHub, Fault
 from tests.registry.proxy import TunnelProxy
 from tests.registry.tls import make_authority
