@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from gateway import __version__
 from gateway.client import GEMMULE_HEADER
-from gateway.errors import Fault
+from gateway.errors import Fault, ModelNotFound, NotFound
 from gateway.gateway import Gateway
 from gateway.ollama import models, progress
 from gateway.ollama.access import named, native_body, open_gateway
@@ -166,7 +166,12 @@ async def _rendered(
 
 async def _embeddings(request: Request, model: str, asked: EmbedRequest) -> Embeddings:
     gateway = open_gateway(request, model)
-    return await unless_gone(request, gateway.service.embed(asked))
+    try:
+        return await unless_gone(request, gateway.service.embed(asked))
+    except ModelNotFound as error:
+        if not error.well_formed:
+            raise
+        raise NotFound(f'model "{model}" not found, try pulling it first', param="model") from None
 
 
 def _numbers(vector: bytes) -> list[float]:
