@@ -165,7 +165,7 @@ def check_products(bench: Bench) -> None:
 
 
 def check_logits(bench: Bench) -> None:
-    """Prefill and decoding through the cache on the GPU, against one pass in float32 on this machine's CPU."""
+    """Prefill and decoding through the cache, against one pass in float32 on this machine's CPU."""
     for kind in ("BF16", "Q8_0", "Q4_K_M"):
         config = bench.config("1b" if kind == "Q4_K_M" else "270m", layers=6)
         types = storage_types(config, kind)
