@@ -72,6 +72,7 @@ func main() {
 		"unknown":       ask(url, "nope", "", false),
 		"broken":        ask(url, "scripted", broken, false),
 		"brokenStream":  ask(url, "scripted", broken, true),
+		"silent":        ask(url, "scripted", `[{"text":"late","delay_ms":30000}]`, true),
 		"long":          long(url),
 		"embedded":      embed(url),
 	}

@@ -66,6 +66,10 @@ def test_errors_have_the_words_that_the_mapper_looks_for(outcomes: dict[str, Any
         assert outcomes[case].get("error"), f"{case}: a fault must not look like an answer"
 
 
+def test_half_a_minute_of_silence_is_waited_out(outcomes: dict[str, Any]) -> None:
+    assert outcomes["silent"]["text"] == "late"
+
+
 def test_vectors_come_as_floats_in_order(outcomes: dict[str, Any]) -> None:
     vectors = outcomes["embedded"]["vectors"]
     assert [len(vector) for vector in vectors] == [16, 16, 16]
