@@ -126,8 +126,9 @@ class Puller:
     def _missing(self, listing: Listing) -> int:
         """Bytes that have yet to come: neither here, nor in another program's cache, nor left by a pull that
         was interrupted."""
+        staging = self._store.blobs.staging
         return sum(
-            (file.size or 0) - recorded(self._store.blobs.staging, file.remote.key, file.remote.identity)
+            max(0, (file.size or 0) - recorded(staging, file.remote.key, file.remote.identity))
             for file in listing.files
             if not self._downloader.at_hand(file.remote, file.size)
         )
