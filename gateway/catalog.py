@@ -19,9 +19,7 @@ from gateway.errors import ModelNotFound
 from gateway.sandbox import Sandbox
 from gateway.sandbox_calls import Describe, GetVocabulary, Inspect, Inspected, ReadContents
 from gateway.settings import Alias
-from modelfiles.contents import Contents
-from modelfiles.describe_classifier import ARCHITECTURE as CLASSIFIER
-from modelfiles.description import ModelDescription
+from modelfiles.description import IMAGE_CLASSIFIER, Contents, ModelDescription
 from modelfiles.files import ModelFile
 from modelfiles.messages import Message
 from modelfiles.templates.source import TemplateSource
@@ -137,7 +135,7 @@ class Catalog:
 
     async def _serve(self, model: Model) -> ServedModel:
         description, vocabulary = await self._read_weights(model)
-        classifies = description.architecture == CLASSIFIER
+        classifies = description.architecture == IMAGE_CLASSIFIER
         found = await self._sandbox.call(
             Inspect(
                 description,
@@ -184,7 +182,7 @@ class Catalog:
 
     async def _inspect(self, model: Model) -> tuple[ModelDescription, Vocabulary]:
         description = await self._sandbox.call(Describe(model.files), ModelDescription, INSPECT_SECONDS)
-        if description.architecture == CLASSIFIER:
+        if description.architecture == IMAGE_CLASSIFIER:
             return description, NO_VOCABULARY
         question = GetVocabulary(model.files, model.weights_digest)
         return description, await self._sandbox.call(question, Vocabulary, INSPECT_SECONDS)

@@ -47,7 +47,7 @@ from modelfiles.templates.source import ChatPrompt
 from modelfiles.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from modelfiles.contents import Contents
+    from modelfiles.description import Contents
     from modelfiles.tokenizer import Tokenizer
 
 HEADER = struct.Struct(">I")
@@ -121,11 +121,11 @@ def examine_files(call: Examine) -> ModelDescription:
     from engines.classifier.storage import load as load_classifier
     from engines.decoder.weights import check_files, check_weights
     from modelfiles.describe import describe
-    from modelfiles.describe_classifier import ARCHITECTURE as CLASSIFIER
+    from modelfiles.description import IMAGE_CLASSIFIER
     from modelfiles.tokenizer import load_vocabulary
 
     description = describe(call.files)
-    if description.architecture == CLASSIFIER:
+    if description.architecture == IMAGE_CLASSIFIER:
         load_classifier(call.files)
         return description
     skipped = check_files(call.files)

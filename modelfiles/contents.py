@@ -8,35 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from modelfiles.describe_config import config_metadata
+from modelfiles.description import Contents, TensorEntry
 from modelfiles.files import ModelFile
 from modelfiles.gguf import GgufFile, StringArray
 from modelfiles.safetensors import open_checkpoint
 
 LARGEST_EXACT = 1e15
 """Whole numbers below it are written without a decimal point."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """A tensor as its file names it. `shape` is in the file's own order: GGUF's begins innermost."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """Metadata as JSON has it, and tensors in the order of the files."""
-
-    metadata: dict[str, Any]
-    tensors: tuple[TensorEntry, ...]
 
 
 def read_contents(files: Sequence[ModelFile]) -> Contents:

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modelfiles.description import ModelDescription
+from modelfiles.description import IMAGE_CLASSIFIER, ModelDescription
 from modelfiles.errors import DescribeError
 from modelfiles.files import ModelFile
 from modelfiles.gguf_types import majority_type
 from modelfiles.safetensors import open_checkpoint
 from modelfiles.tokenizer_special import file_named, read_json
 
-ARCHITECTURE = "gemmule_image_classifier"
-
 
 def is_classifier(files: Sequence[ModelFile]) -> bool:
     """Whether config.json beside the weights names an image classifier."""
     file = file_named(files, "config.json")
-    return file is not None and read_json(file).get("model_type") == ARCHITECTURE
+    return file is not None and read_json(file).get("model_type") == IMAGE_CLASSIFIER
 
 
 def describe_classifier(files: Sequence[ModelFile]) -> ModelDescription:
@@ -33,15 +31,15 @@ def describe_classifier(files: Sequence[ModelFile]) -> ModelDescription:
     tensors = [tensor for _, tensor in open_checkpoint(files).values()]
     count = sum(tensor.elements for tensor in tensors)
     info = {
-        "general.architecture": ARCHITECTURE,
+        "general.architecture": IMAGE_CLASSIFIER,
         "general.parameter_count": count,
-        f"{ARCHITECTURE}.labels": labels,
-        f"{ARCHITECTURE}.side": config.get("side"),
-        f"{ARCHITECTURE}.report": config.get("report"),
+        f"{IMAGE_CLASSIFIER}.labels": labels,
+        f"{IMAGE_CLASSIFIER}.side": config.get("side"),
+        f"{IMAGE_CLASSIFIER}.report": config.get("report"),
     }
     return ModelDescription(
         weight_format="safetensors",
-        architecture=ARCHITECTURE,
+        architecture=IMAGE_CLASSIFIER,
         parameter_count=count,
         quantization=majority_type((each.dtype, each.elements) for each in tensors),
         context_length=0,

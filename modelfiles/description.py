@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 WeightFormat = Literal["gguf", "safetensors", "orbax"]
+IMAGE_CLASSIFIER = "gemmule_image_classifier"
+"""The architecture of classifiers, in their config.json and in `ModelDescription`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +36,20 @@ class ModelDescription:
     skipped_tensors: tuple[str, ...] = ()
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     """Sampling defaults found beside the weights (generation_config.json), in Modelfile parameter names."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A tensor as its file names it. `shape` is in the file's own order: GGUF's begins innermost."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Metadata as JSON has it, and tensors in the order of the files."""
+
+    metadata: dict[str, Any]
+    tensors: tuple[TensorEntry, ...]

@@ -13,7 +13,7 @@ from gateway.ollama.encode import timestamp
 from gateway.ollama.options import parameter_lines
 from gateway.ollama.rows import described, details
 from gateway.ollama.schema import ShowBody
-from modelfiles.contents import Contents
+from modelfiles.description import Contents
 from modelfiles.modelfile import Modelfile
 from modelfiles.parameters import render_parameters
 

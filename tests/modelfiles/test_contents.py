@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelfiles.contents import TensorEntry, json_value, read_contents
+from modelfiles.contents import json_value, read_contents
 from modelfiles.describe import describe
+from modelfiles.description import TensorEntry
 from modelfiles.files import ModelFile
 from modelfiles.gguf_writer import write_gguf
 from tests.modelfiles.makers import write_safetensors
