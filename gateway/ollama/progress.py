@@ -126,12 +126,12 @@ async def pull(request: Request) -> Response:
     gateway = open_gateway(request, reference.name.display())
 
     async def work(on_progress: OnProgress) -> None:
+        if _ships_with_us(gateway, reference.name):
+            return
+        if body.dry_run:
+            await estimate(gateway.puller, reference, on_progress)
+            return
         try:
-            if _ships_with_us(gateway, reference.name):
-                return
-            if body.dry_run:
-                await estimate(gateway.puller, reference, on_progress)
-                return
             before = await asyncio.to_thread(_digest, gateway, reference.name)
             await fetch(gateway.puller, reference, _without_success(on_progress))
             if (

@@ -14,7 +14,7 @@ from gateway.cli.main import main
 from gateway.cli.transfer import plan_text
 from tests.gateway.live import LiveServer
 from tests.registry.conftest import gguf_bytes
-from tests.registry.fakehub import FakeHub
+from tests.registry.fakehub import FakeHub, Fault
 
 BUD = (Path(__file__).resolve().parents[3] / "registry" / "bundled" / "bud.gguf").read_bytes()
 PLAN = {
@@ -116,6 +116,12 @@ def test_a_dry_run_of_what_is_not_there_or_ships_with_us(pull: Pull, hub: FakeHu
     code, out, err = pull(f"{hub.netloc}/me/ghost", "--dry-run")
     assert (code != 0, out) == (True, "")
     assert "has no model" in err
+    name = hub.add_oci("me/hare", [("model", gguf_bytes(3, 5000))])
+    assert pull(name)[0] == 0
+    hub.always["/manifests/"] = Fault(status=503)
+    code, out, err = pull(name, "--dry-run")
+    assert (code != 0, out) == (True, "")
+    assert "status 503" in err
     assert pull("scripted", "--dry-run") == (0, "'scripted' comes with gemmule\n", "")
 
 
