@@ -46,8 +46,8 @@ class TorchPeer:
 def torch_peer(python: str, shape: str, dtype: str, threads: int) -> Iterator[TorchPeer]:
     """The peer with random weights of `shape`, loaded."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
-    process = subprocess.Popen(
-        [python, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    process = subprocess.Popen(  # -P: the modules beside the script are not its own
+        [python, "-P", str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
     try:
         peer = TorchPeer(process)
