@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -137,3 +138,15 @@ def test_a_pull_may_load_the_model_at_once(pull: Pull, server: LiveServer) -> No
     assert re.fullmatch(r"loaded 'scripted' in \d+\.\d s; what was compiled is kept for later starts\n", out)
     with urllib.request.urlopen(f"{server.url}/api/ps", timeout=10) as reply:
         assert "scripted" in reply.read().decode()
+
+
+def test_the_api_gives_the_plan_as_one_object_too(server: LiveServer, hub: FakeHub) -> None:
+    name = hub.add_oci("me/lynx", [("model", gguf_bytes(4, 5000))])
+    body = {"model": name, "stream": False, "dry_run": True}
+    request = urllib.request.Request(f"{server.url}/api/pull", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        found = json.load(reply)
+    total = len(gguf_bytes(4, 5000)) + len(b"{}")
+    assert found["status"] == "success"
+    assert (found["plan"]["total_bytes"], found["plan"]["fits_disk"]) == (total, True)
+    assert found["plan"]["obstacle"]
