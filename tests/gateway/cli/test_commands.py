@@ -227,6 +227,7 @@ def test_bash_completes_commands_flags_and_models(gemmule: Run, shell_environmen
     assert completed("gemmule run scripted:la") == ["latest"]
 
 
+@pytest.mark.slow
 def test_fish_completes_commands_flags_and_models(shell_environment: dict[str, str]) -> None:
     if shutil.which("fish") is None:
         pytest.skip("no fish here")

@@ -61,8 +61,13 @@ def tokenizer() -> llguidance.LLTokenizer:
     return llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes()))
 
 
+TEXT_END = b"\n</parameter>\n"
+"""What ends free text in Qwen3-Coder's calls; no drawing of single characters would ever come upon it."""
+
+
 def draw(tokenizer: llguidance.LLTokenizer, source: str, seed: int) -> list[int] | None:
     """A random reply of the grammar, in ASCII, closing quotes and brackets soon; None if it got too long."""
+    ends_text = json.dumps(TEXT_END.decode()) in source
     matcher = llguidance.LLMatcher(tokenizer, llguidance.LLMatcher.grammar_from_lark(source))
     assert not matcher.get_error(), matcher.get_error()
     chance = random.Random(seed)
@@ -71,6 +76,10 @@ def draw(tokenizer: llguidance.LLTokenizer, source: str, seed: int) -> list[int]
     while len(tokens) < 3000 and not matcher.is_stopped():
         fill_next_token_bitmask(matcher, mask)
         allowed = [i for i in range(tokenizer.vocab_size) if mask[0, i // 32] >> (i % 32) & 1]
+        if ends_text and len(allowed) > 200 and chance.random() < 0.2:
+            assert matcher.consume_tokens(list(TEXT_END)), matcher.get_error()
+            tokens += TEXT_END
+            continue
         closing = [i for i in allowed if i in NAMES.values() or (i < 256 and chr(i) in '"}]')]
         printable = [i for i in allowed if 32 <= i < 127 or i > 255]
         pool = closing if closing and chance.random() < 0.4 else (printable or allowed)
