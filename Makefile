@@ -9,7 +9,8 @@ STAMP := $(VENV)/.ready
 
 setup: $(STAMP)
 
-$(STAMP): requirements/cpu.txt requirements/dev.txt requirements/cuda.txt pyproject.toml setup.py scripts/setup.py
+$(STAMP): requirements/cpu.txt requirements/dev.txt requirements/cuda.txt pyproject.toml setup.py scripts/setup.py \
+		$(wildcard engines/decoder/native/src/*)
 	@$(PYTHON) scripts/setup.py --venv $(VENV)
 	@touch $(STAMP)
 
