@@ -8,11 +8,9 @@ outside, where GELU is exact in both), and it divides Gemma 3n's variance by n -
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from types import ModuleType
-from typing import Any
 
 import gguf
 import jax
@@ -21,66 +19,18 @@ import numpy as np
 import pytest
 
 from engines.decoder import altup, weights
-from engines.decoder.cache import init_cache
 from engines.decoder.embedding import embed
-from engines.decoder.model import Batch, encode, forward, logits, rms_norm
+from engines.decoder.model import encode, rms_norm
 from engines.decoder.quant import matmul
 from tests.parity import models, recipe
 from tests.parity.conftest import Models, files_of
+from tests.parity.sequence import Ours, answers, generate, relative, rms
 
 pytestmark = pytest.mark.parity
 
 OUR_NAMES = {"general.name", "general.type", "general.size_label", "general.file_type"}
 OUR_NAMES |= {"general.quantization_version"}
 """Keys that describe a file, not its model: the recipe leaves them out."""
-
-
-@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
-def run(config: Any, params: Any, cache: Any, tokens: jax.Array, positions: jax.Array) -> Any:
-    batch = Batch(tokens[None], positions[None], jnp.zeros(1, jnp.int32))
-    hidden, cache = forward(config, params, cache, batch)
-    return logits(config, params, hidden[0]), cache
-
-
-class Ours:
-    """One sequence in our engine: `feed` returns float32 logits [tokens, vocabulary]."""
-
-    def __init__(self, path: Path) -> None:
-        self.model, self.length = weights.load(files_of(path)), 0
-        self.cache = init_cache(self.model.config, 1, 512, jnp.float32, chunk=recipe.PROMPT)
-
-    def feed(self, ids: Any) -> np.ndarray[Any, Any]:
-        positions = self.length + jnp.arange(len(ids))
-        tokens = jnp.asarray(ids, jnp.int32)
-        scores, self.cache = run(self.model.config, self.model.params, self.cache, tokens, positions)
-        self.length += len(ids)
-        return np.asarray(scores)
-
-
-def answers(runner: Any, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Logits of a prefill of 96 tokens and 64 single steps."""
-    prompt, rest = ids[: recipe.PROMPT], ids[recipe.PROMPT :]
-    return np.concatenate([runner.feed(prompt), *(runner.feed([token]) for token in rest)])
-
-
-def generate(runner: Any, prompt: np.ndarray[Any, Any], count: int) -> tuple[list[int], np.ndarray[Any, Any]]:
-    """`count` greedy tokens, and how far each was ahead of the second likeliest."""
-    scores, tokens, margins = runner.feed(prompt)[-1], [], []
-    for _ in range(count):
-        second, first = np.sort(scores)[-2:]
-        margins.append(first - second)
-        tokens.append(int(scores.argmax()))
-        scores = runner.feed(tokens[-1:])[-1]
-    return tokens, np.array(margins)
-
-
-def relative(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
-
-
-def rms(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
-    """Root of the mean square difference, in units of the expected values' own."""
-    return float(np.sqrt(np.square(actual - expected).mean() / np.square(expected).mean()))
 
 
 def keep_largest_of_a_sample(gate: jax.Array, sparsity: float) -> jax.Array:
@@ -129,11 +79,11 @@ def test_float32_answers_and_64_greedy_tokens(family: str, made: Models, llamacp
     ids = recipe.token_ids()
     with llamacpp.opened(path) as reference:
         expected = answers(reference, ids)
-    assert relative(answers(Ours(path), ids), expected) < 1e-4
+    assert relative(answers(Ours(weights.load(files_of(path))), ids), expected) < 1e-4
     with llamacpp.opened(path) as reference:
         theirs, margins = generate(reference, ids[: recipe.PROMPT], 64)
     assert (margins > 1e-3).all(), "choose a seed with larger margins"
-    produced, _ = generate(Ours(path), ids[: recipe.PROMPT], 64)
+    produced, _ = generate(Ours(weights.load(files_of(path))), ids[: recipe.PROMPT], 64)
     assert produced == theirs
 
 
@@ -183,7 +133,7 @@ def deviations(llamacpp: ModuleType, packed: Path) -> tuple[float, float]:
         expected = answers(reference, ids)
     with llamacpp.opened(packed) as reference:
         theirs = rms(answers(reference, ids), expected)
-    return theirs, rms(answers(Ours(packed), ids), expected)
+    return theirs, rms(answers(Ours(weights.load(files_of(packed))), ids), expected)
 
 
 BLOCK_TYPES = {
@@ -226,5 +176,5 @@ def test_q4_k_m_answers_as_exactly_as_llama_cpp(
     packed = llamacpp.quantize(path, tmp_path / "packed.gguf", "Q4_K_M")
     theirs, ours = deviations(llamacpp, packed)
     print(f"{family}: llama.cpp {theirs:.1e}, ours {ours:.1e}")
-    assert theirs < 0.1
+    assert theirs < 0.2  # the 25 layers of Gemma 3n at 0.13, all others below 0.05
     assert ours < 1.1 * theirs
