@@ -27,7 +27,9 @@ from modelfiles.files import ModelFile
 INDEXES = ("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA", "checkpoint")
 BLOCK_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 OTHER_PARTS = re.compile(r"^(vision_encoder|audio_encoder)/|^embedder/mm_")
-"""The vision tower and its projection; LoRA and optimiser leaves are not expected here."""
+"""The vision and audio towers and their projections; LoRA and optimiser leaves are not expected here."""
+SHIFTED_NORMS = ("gemma", "gemma2", "gemma3")
+"""Families whose trees store a norm's multiplier less one."""
 
 Floats = npt.NDArray[Any]
 Leaf = Callable[[], Floats]
@@ -47,7 +49,18 @@ def read(files: Sequence[ModelFile]) -> Headers:
     config = DecoderConfig.from_orbax(shapes)
     found = dict(_split(leaves, config))
     names = {canonical: canonical for canonical in param_specs(config)}
-    return bind(config, found, names, ignored=lambda name: bool(OTHER_PARTS.search(name)), norm_offset=1.0)
+    unused = {
+        f"layers.{index}.{part}"
+        for index, layer in enumerate(config.layers)
+        if layer.kv_source is not None
+        for part in ("k", "v", "k_norm")
+    }
+    offset = 1.0 if config.architecture in SHIFTED_NORMS else 0.0
+
+    def ignored(name: str) -> bool:
+        return name in unused or bool(OTHER_PARTS.search(name))
+
+    return bind(config, found, names, ignored=ignored, norm_offset=offset)
 
 
 class _Checkpoint:
@@ -185,42 +198,112 @@ def _unchanged(weights: Floats) -> Floats:
     return weights
 
 
+def _rows_of_vectors(weights: Floats) -> Floats:
+    """[V, L, P] -> [V, L * P]."""
+    return weights.reshape(weights.shape[0], -1)
+
+
+def _joined_transposed(weights: Floats) -> Floats:
+    """[D, L, P] -> [L * P, D]."""
+    return weights.reshape(weights.shape[0], -1).T
+
+
+def _predictions(weights: Floats) -> Floats:
+    """[S, S, S] (modality, stream, from) -> [S * S, S]."""
+    return weights.reshape(weights.shape[0], -1).T
+
+
+def _expert_gates(weights: Floats) -> Floats:
+    """[E, 2, F, D] -> [E, 2 * F, D], the gate's rows first."""
+    return weights.reshape(weights.shape[0], -1, weights.shape[3])
+
+
+def _expert_outputs(weights: Floats) -> Floats:
+    """[E, F, D] -> [E, D, F]."""
+    return weights.transpose(0, 2, 1)
+
+
 Part = tuple[str, int | None, Callable[[Floats], Floats]]
 """Our name, the index into the leaf's first axis, and what to do with it."""
+Parts = Mapping[str, tuple[Part, ...]]
 
-LEAVES: dict[str, tuple[Part, ...]] = {
+LEAVES: Parts = {
     "attn/q_einsum": (("q", None, _projection),),
+    "attn/k_einsum": (("k", None, _projection),),
     "attn/kv_einsum": (("k", 0, _projection), ("v", 1, _projection)),
     "attn/qkv_einsum": (("q", 0, _projection), ("k", 1, _projection), ("v", 2, _projection)),
     "attn/attn_vec_einsum": (("o", None, _output),),
     "attn/_query_norm/scale": (("q_norm", None, _unchanged),),
     "attn/_key_norm/scale": (("k_norm", None, _unchanged),),
+    "attn/query_norm/scale": (("q_norm", None, _unchanged),),
+    "attn/key_norm/scale": (("k_norm", None, _unchanged),),
     "mlp/linear": (("down", None, _transposed),),
     "pre_attention_norm/scale": (("attention_norm", None, _unchanged),),
     "post_attention_norm/scale": (("post_attention_norm", None, _unchanged),),
     "pre_ffw_norm/scale": (("ffn_norm", None, _unchanged),),
     "post_ffw_norm/scale": (("post_ffn_norm", None, _unchanged),),
+    "skip_scale": (("layer_scale", None, _unchanged),),
+    "per_layer_input_gate": (("per_layer_gate", None, _transposed),),
+    "per_layer_projection": (("per_layer_projection", None, _transposed),),
+    "post_per_layer_input_norm/scale": (("post_per_layer_norm", None, _unchanged),),
+    "per_layer_mapping/per_layer_input_gate": (("per_layer_gate", None, _transposed),),
+    "per_layer_mapping/per_layer_projection": (("per_layer_projection", None, _transposed),),
+    "per_layer_mapping/post_per_layer_input_norm/scale": (("post_per_layer_norm", None, _unchanged),),
+    "altup/correction_coefs": (("altup_correct", None, _transposed),),
+    "altup/prediction_coefs": (("altup_predict", None, _predictions),),
+    "altup/correct_output_scale": (("altup_scale", None, _unchanged),),
+    "altup/modality_router": (("altup_router", None, _transposed),),
+    "altup/router_norm_layer/scale": (("altup_router_norm", None, _unchanged),),
+    "laurel/linear_left": (("laurel_left", None, _transposed),),
+    "laurel/linear_right": (("laurel_right", None, _transposed),),
+    "post_laurel_norm/scale": (("post_laurel_norm", None, _unchanged),),
 }
-TOP_LEAVES = {"embedder/input_embedding": "embedding", "final_norm/scale": "final_norm"}
+MIXTURE_LEAVES: Parts = {
+    "mlp2/linear": (("down", None, _transposed),),
+    "mlp/linear": (("experts_down", None, _expert_outputs),),
+    "mlp/gating_einsum": (("experts_gate_up", None, _expert_gates),),
+    "mlp/router_logits": (("router", None, _transposed),),
+    "mlp/router_scale": (("router_scale", None, _unchanged),),
+    "mlp/per_expert_scale": (("expert_scale", None, _unchanged),),
+    "pre_ffw_norm/scale": (("pre_experts_norm", None, _unchanged),),
+    "post_ffw1_norm/scale": (("post_experts_norm", None, _unchanged),),
+    "pre_ffw2_norm/scale": (("ffn_norm", None, _unchanged),),
+    "post_ffw2_norm/scale": (("post_dense_norm", None, _unchanged),),
+}
+"""Layers with experts: these have the names that the dense network has elsewhere, which is `mlp2`."""
+TOP_LEAVES: dict[str, tuple[str, Callable[[Floats], Floats]]] = {
+    "embedder/input_embedding": ("embedding", _unchanged),
+    "embedder/per_layer_embeddings": ("per_layer_embedding", _rows_of_vectors),
+    "embedder/per_layer_input_embedding": ("per_layer_embedding", _rows_of_vectors),
+    "embedder/per_layer_model_projection": ("per_layer_model_projection", _joined_transposed),
+    "embedder/per_layer_input_projection": ("per_layer_model_projection", _joined_transposed),
+    "embedder/per_layer_projection_norm/scale": ("per_layer_projection_norm", _unchanged),
+    "final_norm/scale": ("final_norm", _unchanged),
+}
+_STREAM = re.compile(r"^altup_(unembed_)?projection_(\d+)(?:/|$)")
 _LAYER = re.compile(r"^layer_(\d+)/(.+)$")
 
 
 def _parts(name: str, shape: tuple[int, ...], config: DecoderConfig) -> tuple[str, tuple[Part, ...]]:
     """Prefix of our names and the parts of a leaf; an unknown leaf keeps its own name, to be refused."""
     if name in TOP_LEAVES:
-        return "", ((TOP_LEAVES[name], None, _unchanged),)
-    layer = _LAYER.match(name)
+        own, turn = TOP_LEAVES[name]
+        return "", ((own, None, turn),)
+    stream, layer = _STREAM.match(name), _LAYER.match(name)
+    if stream is not None:
+        kind = "altup_unembed" if stream[1] else "altup_projection"
+        return "", ((f"{kind}.{stream[2]}", None, _transposed),)
     if layer is None:
         return "", ((name, None, _unchanged),)
-    prefix = f"layers.{layer[1]}."
-    if layer[2] == "mlp/gating_einsum":
-        turn = (
-            _transposed if shape[1] == config.width else _unchanged
-        )  # [2, D, F] in some, [2, F, D] in others
+    index, own = int(layer[1]), layer[2]
+    mixture = index < len(config.layers) and config.layers[index].experts is not None
+    table = {**LEAVES, **MIXTURE_LEAVES} if mixture else LEAVES
+    prefix = f"layers.{index}."
+    if own == ("mlp2/gating_einsum" if mixture else "mlp/gating_einsum"):
+        # [2, D, F] in some, [2, F, D] in others
+        turn = _transposed if shape[1] == config.width else _unchanged
         return prefix, (("gate", 0, turn), ("up", 1, turn))
-    if layer[2] in LEAVES:
-        return prefix, LEAVES[layer[2]]
-    return "", ((name, None, _unchanged),)
+    return (prefix, table[own]) if own in table else ("", ((name, None, _unchanged),))
 
 
 def _split(leaves: Mapping[str, Described], config: DecoderConfig) -> list[tuple[str, Stored]]:
