@@ -30,12 +30,16 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engines.decoder.config import DecoderConfig
+from engines.decoder.gpu.products import REDUCE_ROWS
 from engines.decoder.params import PART_BYTES, activation_bytes
 from engines.decoder.programs import Key, Programs
 from tests.bench.shapes import TYPES, config_of, storage_types
 from tests.gpu.programs import gpu_programs, jitted
 
 SLOTS, CONTEXT = 4, 8192
+FEW_ROWS_BYTES = 16 << 20
+"""A step of few streams writes activations and scores; anything larger is weights or cache being copied."""
+
 PERIOD = 6
 """Layers of one pattern of sliding and global ones in Gemma 3: enough to see every kernel."""
 
@@ -158,6 +162,14 @@ def config_with(shape: str, whole: bool) -> DecoderConfig:
     return DecoderConfig.from_hf(described if whole else described | {"num_hidden_layers": PERIOD})
 
 
+def allowed(config: DecoderConfig, key: Key, slots: int) -> int:
+    """Bytes a program may need beside its arguments: what is reckoned with before a model is loaded."""
+    kind, size = key
+    if kind == "decode" and size <= REDUCE_ROWS:
+        return FEW_ROWS_BYTES
+    return activation_bytes(config, slots) + PART_BYTES
+
+
 def wanted_keys(programs: Programs, every: bool) -> list[Key]:
     if every:
         return programs._keys()
@@ -173,10 +185,9 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
         config = config_with(options.shape, options.whole)
         slots = options.slots
         programs = gpu_programs(config, storage_types(config, kind), slots=slots, context=CONTEXT)
-        allowed = activation_bytes(config, slots) + 2 * PART_BYTES
         for key in wanted_keys(programs, options.every):
             found = compiled(programs, key, where, given)
-            holds = found.temporary <= allowed and not found.moved
+            holds = found.temporary <= allowed(config, key, slots) and not found.moved
             name = f"{kind} {key[0]}_{key[1]}"
             rows.append(
                 {"program": name, "kernels": found.kernels, "temporary": found.temporary, "holds": holds}
