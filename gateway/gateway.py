@@ -18,6 +18,7 @@ from gateway.archive import Archive
 from gateway.auth import Authority, read_keys
 from gateway.catalog import Catalog, ServedModel
 from gateway.checking import Checker
+from gateway.checkpoint import make_model
 from gateway.errors import LoadError, ShuttingDown
 from gateway.frames import FrameDialect
 from gateway.housekeeping import hold, let_go, tidy
@@ -107,6 +108,9 @@ class Gateway:
         self._janitor = asyncio.ensure_future(self.manager.run())
         self._warming = asyncio.ensure_future(self.sandbox.warm())
         self._begin(asyncio.to_thread(tidy, self.store, not self.settings.no_prune))
+        if self.settings.checkpoint is not None:
+            folder, tokenizer = self.settings.checkpoint, self.settings.tokenizer
+            self._begin(make_model(self.store, folder, tokenizer, self.examine))
 
     async def examine(self, files: Sequence[ModelFile]) -> ModelDescription:
         """Reads strangers' weight files in a sandbox worker, before a model of them is published."""

@@ -154,6 +154,12 @@ VARIABLES = (
              "the model that names the images sent as frames; empty for the only one"),
     Variable("models", "GEMMULE_MODELS", "OLLAMA_MODELS", "~/.gemmule/models", _path,
              "where models are kept"),
+    Variable("checkpoint", "GEMMULE_CHECKPOINT", "MODEL_CHECKPOINT", "",
+             lambda text: _path(text) if text else None,
+             "a Kaggle checkpoint's folder to make a model of at start, named as the folder"),
+    Variable("tokenizer", "GEMMULE_TOKENIZER", "MODEL_TOKENIZER", "",
+             lambda text: _path(text) if text else None,
+             "that checkpoint's tokenizer.model, where not beside it"),
     Variable("extra_stores", "GEMMULE_EXTRA_STORES", None, os.pathsep.join(FOREIGN_STORES), _paths,
              "stores of others, read only"),
     Variable("state", "GEMMULE_STATE", None, "~/.gemmule/state", _path,
@@ -212,6 +218,8 @@ class Settings:
     frames: Path | None
     classifier: str
     models: Path
+    checkpoint: Path | None
+    tokenizer: Path | None
     extra_stores: tuple[Path, ...]
     state: Path
     keep_alive: float

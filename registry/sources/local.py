@@ -19,6 +19,7 @@ from registry.model import TOKENIZER_NAMES
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"})
 _TEXTS = frozenset({".json", ".jinja", ".txt"})
 _ORBAX_MARKS = frozenset({"_METADATA", "_CHECKPOINT_METADATA", "checkpoint", "manifest.ocdbt"})
+BESIDE = "tokenizer.model"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
@@ -46,10 +47,13 @@ def is_llamafile(path: Path) -> bool:
     return path.suffix == ".llamafile" or first_bytes(path).startswith((b"MZqFpD", b"PK\x03\x04"))
 
 
-def parts_of_path(path: Path) -> list[Part]:
-    """The parts of the model at `path`, a GGUF file or a folder; raises UnsupportedFormat."""
+def parts_of_path(path: Path, tokenizer: Path | None = None) -> list[Part]:
+    """The parts of the model at `path`, a GGUF file or a folder; raises UnsupportedFormat.
+
+    `tokenizer` is where the tokenizer of a folder lies, where not in it.
+    """
     if path.is_dir():
-        return classify(_files_below(path), path.name)
+        return classify(_with_tokenizer(path, _files_below(path), tokenizer), path.name)
     if first_bytes(path).startswith(b"GGUF"):
         shards = _shards(path)
         return classify({shard.name: shard for shard in shards}, path.name)
@@ -82,6 +86,18 @@ def _files_below(folder: Path) -> dict[str, Path]:
             if len(found) > 4 * LAYER_LIMIT:
                 raise UnsupportedFormat(f"folder {folder.name!r} holds too many files to be a model")
     return found
+
+
+def _with_tokenizer(folder: Path, files: dict[str, Path], tokenizer: Path | None) -> dict[str, Path]:
+    """Kaggle's archives of Gemma have the tokenizer beside the checkpoint's folder, not in it."""
+    if tokenizer is not None:
+        others = {name: path for name, path in files.items() if path.name not in TOKENIZER_NAMES}
+        return others | {tokenizer.name if tokenizer.name in TOKENIZER_NAMES else BESIDE: tokenizer}
+    beside = folder.resolve().parent / BESIDE
+    has_one = any(path.name in TOKENIZER_NAMES for path in files.values())
+    if has_one or _orbax_tree(list(files)) is None or not beside.is_file() or beside.is_symlink():
+        return files
+    return files | {BESIDE: beside}
 
 
 def kinds_of_names(names: Sequence[str], shown: str) -> list[tuple[str, str]]:
