@@ -82,7 +82,7 @@ class Preparer:
             model, request.format, tools, request.tool_choice, request.parallel_tool_calls
         )
         messages = with_model_turns(model, request.messages)
-        think = wanted_thinking(model, request.think)
+        think = wanted_thinking(model, request)
         continues = bool(messages) and messages[-1].role == "assistant" and not messages[-1].tool_calls
         call = PrepareChat(
             files=model.files,
@@ -124,7 +124,7 @@ class Preparer:
             grammar=grammar,
             echo=request.echo,
             parse=not request.raw,
-            thinks=not request.raw and bool(wanted_thinking(model, request.think)),
+            thinks=not request.raw and bool(wanted_thinking(model, request)),
             continues=goes_on(request, prompt),
         )
 
@@ -155,7 +155,7 @@ class Preparer:
             prompt=str(request.prompt),
             system=system or "",
             suffix=request.suffix or "",
-            think=wanted_thinking(model, request.think),
+            think=wanted_thinking(model, request),
         )
         return await self._sandbox.call(question, Prepared)
 
@@ -173,7 +173,7 @@ class Preparer:
             model.weights_digest,
             template,
             tuple(map(Turn.of, turns)),
-            think=wanted_thinking(model, request.think),
+            think=wanted_thinking(model, request),
         )
         prepared = await self._sandbox.call(call, Prepared)
         if not request.context:
@@ -282,15 +282,18 @@ def _call_grammars(
     return Grammar("lark", as_text[1]), Grammar("lark", as_tokens[1])
 
 
-def wanted_thinking(model: ServedModel, asked: bool | str | None) -> bool | str | None:
+def wanted_thinking(model: ServedModel, request: ChatRequest | CompletionRequest) -> bool | str | None:
     """Whether, or how hard, the model is to think; None leaves it to its template.
 
-    Models made for Ollama (a Go template, a RENDERER) think unless told not to, as they do there.
+    Models made for Ollama (a Go template, a RENDERER) think unless told not to, as they do there; not where
+    the answer's form is fixed, which would have to wait for the end of a reasoning that may never begin.
     """
     if "thinking" not in model.capabilities:
         return None
     for_ollama = model.template.kind == "go" or bool(model.model and model.model.config.renderer)
-    return True if asked is None and for_ollama else asked
+    calls = isinstance(request, ChatRequest) and request.tool_choice.mode in ("required", "named")
+    fixed = request.format is not None or calls
+    return True if request.think is None and for_ollama and not fixed else request.think
 
 
 def after_thinking(grammar: Grammar | None, model: ServedModel, prompt: str, thinks: bool) -> Grammar | None:

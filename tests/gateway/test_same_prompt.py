@@ -326,3 +326,5 @@ def test_models_made_for_ollama_think_unless_told_not_to(
     body = {"model": name, "prompt": "Hi", "_debug_render_only": True}
     generated = client.post("/api/generate", json=body).json()
     assert generated["_debug_info"]["rendered_template"] == shown
+    formed = client.post("/api/generate", json=body | {"format": "json"}).json()
+    assert not formed["_debug_info"]["rendered_template"].startswith("/think")
