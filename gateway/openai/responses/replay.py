@@ -12,6 +12,9 @@ from typing import Any
 from gateway.streaming import split_text, sse_named
 
 Event = tuple[str, dict[str, Any]]
+ENDINGS = {"completed": "response.completed", "failed": "response.failed"}
+"""Status and last event; whatever else ended it (a cancellation, a restart) left it incomplete."""
+
 TEXT_EVENTS = {"output_text": "response.output_text", "reasoning_text": "response.reasoning_text"}
 
 
@@ -33,7 +36,7 @@ def _events(response: Mapping[str, Any]) -> Iterator[Event]:
     yield "response.in_progress", {"response": begun}
     for index, item in enumerate(response["output"]):
         yield from _item(index, item)
-    yield f"response.{response['status']}", {"response": response}
+    yield ENDINGS.get(response["status"], "response.incomplete"), {"response": response}
 
 
 def _item(index: int, item: Mapping[str, Any]) -> Iterator[Event]:

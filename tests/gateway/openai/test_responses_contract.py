@@ -144,6 +144,23 @@ def test_the_stream_of_a_background_response_waits_for_its_end(client: openai.Op
     assert last.response.output_text == "ab"
 
 
+def test_a_cancelled_response_is_streamed_to_where_it_came(client: openai.OpenAI) -> None:
+    steps = ["a", {"text": "b", "delay_ms": 60_000}]
+    slow = client.responses.create(model=MODEL, input="x", background=True, extra_body=script(*steps))
+    time.sleep(0.1)
+    client.responses.cancel(slow.id)
+    *_, last = client.responses.retrieve(slow.id, stream=True)
+    assert last.type == "response.incomplete"
+    assert last.response.status == "cancelled"
+
+
+@pytest.mark.parametrize("text", ["-1", "x", "²", "9" * 40])
+def test_a_wrong_place_to_go_on_from_is_named(client: openai.OpenAI, http: httpx.Client, text: str) -> None:
+    made = client.responses.create(model=MODEL, input="x")
+    reply = http.get(f"/v1/responses/{made.id}", params={"stream": "true", "starting_after": text})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "starting_after")
+
+
 def test_what_is_not_to_be_stored_is_not(client: openai.OpenAI) -> None:
     reply = client.responses.create(model=MODEL, input="Hi", store=False)
     with pytest.raises(openai.NotFoundError):
