@@ -17,8 +17,8 @@ from engines.decoder.cache import cell_positions
 from engines.decoder.gpu.products import apart
 
 MOST_PARTS = 16
-"""Parts of the cells whose values are summed at a time. In programs compiled for an H200, XLA fused the sums of
-12 or 16 parts with the gather, and wrote products to memory for 1, 3 or 64 of them."""
+"""Parts of the cells whose values are summed at a time. In programs compiled for an H200, XLA fused the sums
+of 12 or 16 parts with the gather, and wrote products to memory for 1, 3 or 64 of them."""
 
 
 def attend_cache(
