@@ -67,11 +67,8 @@ def test_an_adapter_is_looked_at_beside_its_base(whole: Path, to_safetensors: An
     found = rows(whole, adapter=files)
     assert found["adapter"].detail == "rank up to 8 on down, q, up, v"
     assert found["text"].state == "ok"
-    assert found["text"].detail != rows(whole)["text"].detail
     wild = peft(tmp_path / "wild", halves(16, 0), to_safetensors, r=1)
     assert rows(whole, adapter=wild)["text"].state == "fail"
-    wrong = peft(tmp_path / "wrong", {"layers.9.q": mild["layers.0.q"]}, to_safetensors, r=2)
-    assert rows(whole, adapter=wrong)["adapter"].state == "fail"
 
 
 def test_greedy_tokens_are_those_of_whole_forward_passes(whole: Path) -> None:
