@@ -23,8 +23,8 @@ from engines.decoder.config import (
     RopeScaling,
     UnknownArchitecture,
 )
-from engines.decoder.families.huggingface import kv_sources
 from engines.decoder.families.keys import Keys, check_sizes
+from engines.decoder.families.sharing import kv_sources
 
 SOURCE = "GGUF metadata"
 Shapes = Mapping[str, tuple[int, ...]]

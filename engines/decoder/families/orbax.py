@@ -22,8 +22,8 @@ from engines.decoder.config import (
     RopeScaling,
     UnknownArchitecture,
 )
-from engines.decoder.families.huggingface import kv_sources
 from engines.decoder.families.keys import check_sizes
+from engines.decoder.families.sharing import kv_sources
 
 SOURCE = "the checkpoint"
 _LAYER = re.compile(r"^layer_(\d+)/")
