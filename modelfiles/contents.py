@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from modelfiles.describe_classifier import is_classifier
 from modelfiles.describe_config import config_metadata
 from modelfiles.description import Contents, TensorEntry
 from modelfiles.files import ModelFile
@@ -23,7 +24,7 @@ LARGEST_EXACT = 1e15
 
 
 def read_contents(files: Sequence[ModelFile]) -> Contents:
-    """What is in these files; of formats without headers, nothing.
+    """What is in these files; of formats without headers, nothing; of a classifier, its tensors.
 
     Raises `GgufError`, `SafetensorsError` or `DescribeError`.
     """
@@ -52,7 +53,7 @@ def _is_gguf(file: ModelFile) -> bool:
 def _safetensors_contents(files: Sequence[ModelFile]) -> Contents:
     checkpoint = open_checkpoint([file for file in files if file.role in ("weights", "config")])
     tensors = tuple(TensorEntry(name, each.dtype, each.shape) for name, (_, each) in checkpoint.items())
-    return Contents(config_metadata(files), tensors)
+    return Contents({} if is_classifier(files) else config_metadata(files), tensors)
 
 
 def json_value(value: Any) -> Any:

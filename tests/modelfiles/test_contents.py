@@ -15,6 +15,7 @@ from modelfiles.description import TensorEntry
 from modelfiles.files import ModelFile
 from modelfiles.gguf_writer import write_gguf
 from tests.modelfiles.makers import write_safetensors
+from tests.modelfiles.test_describe_classifier import classifier
 
 
 def weights(path: Path) -> ModelFile:
@@ -67,3 +68,9 @@ def test_safetensors_show_their_configuration_and_tensors(tmp_path: Path) -> Non
     contents = read_contents(files)
     assert contents.metadata["general.architecture"] == "llama"
     assert contents.tensors == (TensorEntry("a.weight", "F16", (2, 3)),)
+
+
+def test_a_classifier_shows_its_tensors(tmp_path: Path) -> None:
+    contents = read_contents(classifier(tmp_path))
+    assert contents.metadata == {}
+    assert contents.tensors
