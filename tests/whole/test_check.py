@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.engines.decoder.llama2c import Llama2c, Tensors, write_llama2c_gguf
+from tests.registry.fakehub import FakeHub
 from tests.whole.conftest import Served
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,10 @@ def test_a_new_model_is_looked_at_once_and_only_warned_about(
     stories = shared_data / "models" / "stories260K"
     write_llama2c_gguf(Llama2c(stories, "stories260K"), tmp_path / "good.gguf")
     write_llama2c_gguf(Shuffled(stories, "stories260K"), tmp_path / "bad.gguf")
-    with serve(GEMMULE_CHECK="60s") as served:
+    with serve(GEMMULE_CHECK="60s") as served, FakeHub() as hub:
+        pulled = hub.add_oci("me/bad", [("model", (tmp_path / "bad.gguf").read_bytes() + bytes(64))])
+        reply = served.post("/api/pull", {"model": pulled, "insecure": True})
+        again = served.post("/api/pull", {"model": pulled, "insecure": True})
         told = {name: create(served, tmp_path / f"{name}.gguf", name) for name in ("good", "bad", "again")}
         assert served.get("/api/tags").status_code == 200
         names = {row["name"] for row in served.get("/api/tags").json()["models"]}
@@ -66,6 +70,10 @@ def test_a_new_model_is_looked_at_once_and_only_warned_about(
     assert (warnings["good"], warnings["again"]) == ([], [])
     assert "bits per byte of plain text" in warnings["bad"][0]
     assert {"good:latest", "bad:latest", "again:latest"} <= names
+    first, second = statuses(reply), statuses(again)
+    assert [line for line in first if line.startswith("warning: text")]
+    assert first[-1] == second[-1] == "success"
+    assert looking not in second
 
 
 def create(served: Served, path: Path, name: str) -> list[str]:
@@ -74,7 +82,11 @@ def create(served: Served, path: Path, name: str) -> list[str]:
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     httpx.post(f"{served.url}/api/blobs/{digest}", content=data).raise_for_status()
     reply = served.post("/api/create", {"model": name, "files": {"model.gguf": digest}})
-    return [json.loads(line)["status"] for line in reply.text.splitlines()]
+    return statuses(reply)
+
+
+def statuses(reply: httpx.Response) -> list[str]:
+    return [str(json.loads(line).get("status", line)) for line in reply.text.splitlines()]
 
 
 @pytest.mark.skipif(
