@@ -85,7 +85,8 @@ def outcome(case: Case, tokenizer: llguidance.LLTokenizer) -> Outcome:
     seconds = time.process_time() - started
     if not fault:
         matcher = compile_matcher(tokenizer, grammar)
-        wrong = [valid for value, valid in case.instances if accepts(matcher, value) != valid]
+        order = property_order(case.schema)
+        wrong = [valid for value, valid in case.instances if accepts(matcher, value, order) != valid]
         parts = [f"rejects {wrong.count(True)} valid"] if True in wrong else []
         parts += [f"accepts {wrong.count(False)} invalid"] if False in wrong else []
         fault = ", ".join(parts)
@@ -97,11 +98,30 @@ def shortened(text: str) -> str:
     return " ".join(text.split())[:100]
 
 
-def accepts(matcher: llguidance.LLMatcher, value: Any) -> bool:
-    """Whether the grammar takes the value with the keys of its objects in some order."""
+def property_order(schema: Any) -> dict[str, int]:
+    """Names of properties and where they first stand: most grammars ask for keys in that order."""
+    found: dict[str, int] = {}
+    todo = [schema]
+    while todo:
+        part = todo.pop(0)
+        if isinstance(part, Mapping):
+            properties = part.get("properties")
+            for name in properties if isinstance(properties, Mapping) else ():
+                found.setdefault(name, len(found))
+        if isinstance(part, Mapping | list):
+            todo += part.values() if isinstance(part, Mapping) else part
+    return found
+
+
+def accepts(matcher: llguidance.LLMatcher, value: Any, order: Mapping[str, int]) -> bool:
+    """Whether the grammar takes the value with the keys in some order: as they are first, then by `order`."""
+    return _accepts(matcher, value, {}) or _accepts(matcher, value, order)
+
+
+def _accepts(matcher: llguidance.LLMatcher, value: Any, order: Mapping[str, int]) -> bool:
     matcher.reset()
     try:
-        return _Writer(matcher).write(value) and bool(matcher.is_accepting())
+        return _Writer(matcher, order).write(value) and bool(matcher.is_accepting())
     except _Refused:
         return False
 
@@ -113,8 +133,9 @@ class _Refused(Exception):
 class _Writer:
     """Takes a matcher over values as far as it lets itself be taken."""
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, order: Mapping[str, int]) -> None:
         self._matcher = matcher
+        self._order = order
         self._written = 0
 
     def write(self, value: Any) -> bool:
@@ -159,7 +180,7 @@ class _Writer:
             dead_ends.add(frozenset(left))
             return False
 
-        return go_on(tuple(value), "")
+        return go_on(tuple(sorted(value, key=lambda key: self._order.get(key, len(self._order)))), "")
 
 
 def listed() -> dict[str, str]:

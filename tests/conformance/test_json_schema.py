@@ -25,7 +25,7 @@ SCHEMA = '{"properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "r
 )
 def test_an_instance_is_tried_in_every_order_of_its_keys(value: object, valid: bool) -> None:
     matcher = compile_matcher(byte_tokenizer(), Grammar("json_schema", SCHEMA))
-    assert accepts(matcher, value) is valid
+    assert accepts(matcher, value, {}) is valid
 
 
 @pytest.mark.slow
