@@ -16,6 +16,7 @@ from engines.decoder.params import (
     stored_bytes,
     weight_bytes,
 )
+from engines.decoder.quantize import mixture
 
 
 def hf(
@@ -107,9 +108,18 @@ ROUNDED: dict[str, tuple[dict[str, Any], float]] = {
         ),
         25.2e9,
     ),
+    "gemma-3n E2B": (
+        {"model_type": "gemma3n_text", "num_hidden_layers": 30, "intermediate_size": 8192}
+        | {"num_kv_shared_layers": 10},
+        4.46e9,
+    ),
+    "gemma-3n E4B": ({"model_type": "gemma3n_text"}, 6.87e9),
     "gemma-4 31B": (gemma4(60, 5376, 32, 16, 21504, num_global_key_value_heads=4, **FIVE_TO_ONE), 30.7e9),
 }
-"""Published to three digits only (E-models: decoder with its per-layer table, without towers)."""
+"""Published to three digits only (E-models: decoder with its per-layer table, without towers).
+
+Gemma 3n as llama.cpp counts it, with the half a percent of keys and values that no layer reads.
+"""
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -254,6 +264,59 @@ def test_memory_is_arithmetic() -> None:
     assert large - small == 5 * 8192 * globals_ * 2 * 256 * 2
     assert ring_length(512, 8192, 512) == 1024
     assert cache_bytes(config, 4, 8192, "int8") < 0.55 * small
+
+
+@pytest.mark.parametrize("name", [*EXACT, *ROUNDED])
+def test_every_published_size_says_what_memory_it_needs(name: str) -> None:
+    config = DecoderConfig.from_hf((EXACT | ROUNDED)[name][0])  # type: ignore[operator]
+    packed = weight_bytes(config, mixture(config, "q4_K_M"))
+    # rows of 640 and 1152 hold no blocks of 256: those of the smallest models fall back to 5 and 8 bits
+    assert 0.55 < packed / parameter_count(config) < (0.95 if config.width % 256 else 0.8)
+    assert packed < weight_bytes(config, mixture(config, "q8_0")) < weight_bytes(config, "BF16")
+    caches = [cache_bytes(config, 1, context) for context in (1024, 8192)]
+    assert 0 < caches[0] < caches[1]
+
+
+def flax_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """The leaves of a Gemma 3n or 4 tree that say what it is."""
+    width, per_layer = config.width, config.per_layer_width
+    shapes: dict[str, tuple[int, ...]] = {"embedder/input_embedding": (config.vocabulary_size, width)}
+    if per_layer:
+        name = "per_layer_input_embedding" if config.altup_streams else "per_layer_embeddings"
+        shapes[f"embedder/{name}"] = (config.per_layer_vocabulary, len(config.layers), per_layer)
+    for index, layer in enumerate(config.layers):
+        prefix, heads = f"layer_{index}/", layer.kv_heads
+        shapes[prefix + "attn/q_einsum"] = (config.heads, width, layer.head_dim)
+        if layer.value_from_key:
+            shapes[prefix + "attn/k_einsum"] = (heads, width, layer.head_dim)
+        elif layer.kv_source is None:
+            shapes[prefix + "attn/kv_einsum"] = (2, heads, width, layer.head_dim)
+        if layer.experts is not None:
+            shapes[prefix + "mlp/router_logits"] = (width, layer.experts.count)
+            shapes[prefix + "mlp/linear"] = (layer.experts.count, layer.experts.width, width)
+        dense = "mlp2" if layer.experts is not None else "mlp"
+        shapes[prefix + f"{dense}/linear"] = (layer.ffn_width, width)
+        if config.layer_scale:
+            shapes[prefix + "skip_scale"] = (1,)
+        if config.altup_streams:
+            shapes[prefix + "altup/correction_coefs"] = (config.altup_streams,) * 2
+            shapes[prefix + "laurel/linear_left"] = (width, config.laurel_rank)
+    return shapes
+
+
+CONTEXTS = {
+    "gemma-4 26B-A4B": 262_144,
+    "gemma-4 31B": 262_144,
+    "gemma-4 E2B": 131_072,
+    "gemma-4 E4B": 131_072,
+}
+
+
+@pytest.mark.parametrize("name", [*CONTEXTS, "gemma-3n E2B", "gemma-3n E4B"])
+def test_flax_trees_of_published_sizes_give_the_configuration_of_their_folder(name: str) -> None:
+    given = ROUNDED[name][0] | ({"max_position_embeddings": CONTEXTS[name]} if name in CONTEXTS else {})
+    expected = DecoderConfig.from_hf(given)
+    assert DecoderConfig.from_orbax(flax_shapes(expected)) == expected
 
 
 def test_embedding_scales_are_the_root_of_the_width() -> None:
