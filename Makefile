@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: lock setup serve test check fix bench golden parity contract gpu-smoke gpu-compile bench-gpu live-pull crash bud conformance
+.PHONY: lock setup serve test check fix bench golden parity parity-flax contract gpu-smoke gpu-compile bench-gpu live-pull crash bud conformance
 
 setup: $(STAMP)
 
@@ -52,10 +52,34 @@ $(ORACLE)/.ready:
 	$(ORACLE)/bin/pip install -q torch==2.13.0 transformers==5.23.0
 	@touch $@
 
-PARITY := OMP_NUM_THREADS=1 PYTHONPATH=. $(ORACLE)/bin/python
+LLAMA_CPP := llama_cpp_python-0.3.36
 
-parity: $(ORACLE)/.ready
+# Built from source, which takes minutes once: the source tree also has llama.cpp's converter.
+$(ORACLE)/.llama: $(ORACLE)/.ready
+	$(ORACLE)/bin/pip download -q --no-deps --no-binary :all: -d $(ORACLE) llama-cpp-python==0.3.36
+	tar -xzf $(ORACLE)/$(LLAMA_CPP).tar.gz -C $(ORACLE)
+	$(ORACLE)/bin/pip install -q $(ORACLE)/$(LLAMA_CPP)
+	@touch $@
+
+PARITY := OMP_NUM_THREADS=1 PYTHONPATH=. LLAMA_CPP_SOURCE=$(abspath $(ORACLE))/$(LLAMA_CPP)/vendor/llama.cpp \
+	$(ORACLE)/bin/python
+
+parity: $(ORACLE)/.ready $(ORACLE)/.llama
 	$(PARITY) -m pytest tests/parity tests/modelfiles/templates/test_jinja_parity.py -m parity -W default --timeout 0
+
+FLAX ?= .cache/flax
+PYTHON312 ?= python3.12
+
+# The gemma package 4.x needs Python 3.12; what of kauldron its models do not use would bring TensorFlow.
+$(FLAX)/.ready: tests/parity/flax.txt
+	$(PYTHON312) -m venv $(FLAX)
+	$(FLAX)/bin/pip install -q -r tests/parity/flax.txt
+	$(FLAX)/bin/pip install -q --no-deps gemma==4.0.1 kauldron==1.4.4 clu==0.0.12
+	@touch $@
+
+parity-flax: $(FLAX)/.ready
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(FLAX)/bin/python -m pytest tests/parity/test_gemma_package.py -m parity \
+		-W default --timeout 0
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench

@@ -99,15 +99,24 @@ def build(name: str) -> tuple[Any, dict[str, Any]]:
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
     shifted = name.startswith(("gemma2", "gemma3 "))
-    return model, jax.tree.map_with_path(lambda path, leaf: _values(path, leaf.shape, shifted), shapes)
+    experts = "num_experts" in changes
+    return model, jax.tree.map_with_path(
+        lambda path, leaf: _values(path, leaf.shape, shifted, experts), shapes
+    )
 
 
-def _values(path: Any, shape: tuple[int, ...], shifted: bool) -> np.ndarray[Any, Any]:
+def _values(path: Any, shape: tuple[int, ...], shifted: bool, experts: bool) -> np.ndarray[Any, Any]:
     """As `recipe.make_tensors`: depends on the name only, of a magnitude that keeps 60 layers apart."""
     name = "/".join(part.key for part in path)
     noise = recipe.make_tensors({f"{name}.bias": shape}, False)[f"{name}.bias"] * 5  # standard normal
     if name.endswith("attn/query_norm/scale"):
         return 0.2 + 0.04 * noise  # random attention of scale 1 is so sharp that rounding would show
+    if name.endswith("pre_ffw_norm/scale") and experts:
+        return np.ones_like(noise)  # the package's router reads what this norm gives, all others the residual
+    if "post_" in name:
+        return 0.3 + 0.06 * noise - shifted  # keeps 60 layers of noise below what the tokens say
+    if name.endswith("_coefs"):
+        return 0.1 * noise
     if name.endswith(("norm/scale", "norm_layer/scale")):
         return (0.0 if shifted else 1.0) * np.ones_like(noise) + 0.2 * noise
     if name.endswith(("skip_scale", "router_scale", "per_expert_scale", "correct_output_scale")):
