@@ -49,7 +49,7 @@ async def create_response(request: Request) -> Response:
 
     if body.background:
         return await _in_background(gateway, asked, encoder, save)
-    events = await unless_gone(request, gateway.service.chat(asked))
+    events = await unless_gone(request, _started(gateway, asked))
     if body.stream:
         return EventStream(encoded(saved(events, save), encoder))
     await unless_gone(request, _fold(events, encoder))
@@ -169,6 +169,16 @@ async def _history(gateway: Gateway, identity: str | None, owner: str) -> list[d
             code="previous_response_not_found",
         )
     return [*stored.extra, *stored.body["output"]]
+
+
+async def _started(gateway: Gateway, asked: ChatRequest) -> AsyncIterator[Event]:
+    """The events of a response; what is wrong with its format is named as this API calls it."""
+    try:
+        return await gateway.service.chat(asked)
+    except BadRequest as error:
+        if error.param == "response_format":
+            error.param = "text.format"
+        raise
 
 
 async def _fold(events: AsyncIterator[Event], encoder: ResponseStream) -> None:

@@ -121,3 +121,10 @@ def test_what_cannot_be_compiled_is_refused_by_name_soon(
         client.post("/chat/completions", body=body, cast_to=object)
     assert refused.value.param == param
     assert time.monotonic() - started < 6  # two for the schema, the rest for a machine that has other work
+
+
+def test_a_response_names_the_format_in_its_own_words(client: openai.OpenAI) -> None:
+    shape: Any = {"format": {"type": "json_schema", "name": "it", "schema": {"not": {}}}}
+    with pytest.raises(openai.BadRequestError, match="at #") as refused:
+        client.responses.create(model="bud", input="x", text=shape)
+    assert refused.value.param == "text.format"
