@@ -91,12 +91,18 @@ def value_of(text: str, kinds: Collection[str]) -> str:
     """JSON for a bare value of one of the schema's `kinds`; a string where it is none of them."""
     word = text.strip()
     try:
-        value: Any = WORDS[word.lower()] if word.lower() in WORDS else json.loads(word)
+        value: Any = (
+            WORDS[word.lower()] if word.lower() in WORDS else json.loads(word, parse_constant=_refuse)
+        )
     except (ValueError, RecursionError):
         return json.dumps(text, ensure_ascii=False)
     if not kinds_of_value(value) & set(kinds):
         return json.dumps(text, ensure_ascii=False)
     return word if word.lower() not in WORDS else json.dumps(value)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def kinds_of_value(value: Any) -> set[str]:

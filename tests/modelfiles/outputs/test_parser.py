@@ -412,6 +412,10 @@ def tagged(name: str, *parameters: tuple[str, str]) -> str:
             tagged("read", ("either", "1.5"), ("kind", "1"), ("count", "many"), ("lines", "")),
             call(0, "read", '{"either": 1.5, "kind": 1, "count": "many", "lines": ""}'),
         ),
+        (
+            tagged("read", ("either", "NaN"), ("lines", "[Infinity]")),
+            call(0, "read", '{"either": "NaN", "lines": "[Infinity]"}'),
+        ),
         (tagged("f"), call(0, "f", "{}")),
         (
             "Let me look.\n" + tagged("f") + "\n" + tagged("g"),
