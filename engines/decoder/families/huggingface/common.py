@@ -22,6 +22,7 @@ KINDS: dict[str, LayerKind] = {"full_attention": "global", "sliding_attention": 
 def build_config(
     keys: Keys, architecture: str, layers: tuple[LayerConfig, ...], **more: Any
 ) -> DecoderConfig:
+    """The checked configuration from the keys all families have; `more` are the fields of this one."""
     heads = keys.integer("num_attention_heads")
     config = DecoderConfig(
         architecture=architecture,
