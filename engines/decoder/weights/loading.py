@@ -12,6 +12,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from engines.base import LoadFailed
 from engines.decoder import native, ops
 from engines.decoder.blocks import dequantize
 from engines.decoder.config import DecoderConfig
@@ -55,7 +56,7 @@ def load_model(
 ) -> LoadedModel:
     """See `engines.decoder.weights.load`; `platform` as in `quant.place`."""
     headers = read_headers(files)
-    target = device or jax.devices()[0]
+    target = device or _first_device()
     platform = platform or platform_of(target)
     (native if platform == "cpu" else forms).register_all()
     specs = param_specs(headers.config)
@@ -76,6 +77,17 @@ def load_model(
         kernels=_kernels(placed),
         nbytes=sum(leaf.nbytes for leaf in jax.tree.leaves(placed)),
     )
+
+
+def _first_device() -> jax.Device:
+    try:
+        return jax.devices()[0]
+    except (RuntimeError, AssertionError) as error:  # JAX asserts where its plugin finds no driver
+        why = str(error).splitlines()[0] if str(error) else "no driver answers"
+        raise LoadFailed(
+            f"JAX cannot use the GPU that the driver's tool lists ({why}); update the NVIDIA driver, check that "
+            "this process may open /dev/nvidia*, or set GEMMULE_DEVICE=cpu"
+        ) from error
 
 
 JOINED = (("q", "k", "v"), ("gate", "up"))
