@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from engines.base import LoadFailed
 from engines.decoder import blocks
 from engines.decoder.attention import attend_cache
 from engines.decoder.cache import LayerCache, write
@@ -17,6 +18,8 @@ from engines.decoder.config import LayerConfig, Rope
 from engines.decoder.gpu import forms, packing, products
 from engines.decoder.params import held_bytes
 from engines.decoder.quant import matmul, place, place_stack, select, take_rows
+from engines.decoder.weights.loading import load_model
+from modelfiles.files import ModelFile
 from tests.engines.decoder.test_quant import random_rows
 
 CPU = jax.devices("cpu")[0]
@@ -76,6 +79,17 @@ def test_a_large_matrix_is_multiplied_in_parts(monkeypatch: pytest.MonkeyPatch) 
     whole = products.dot(x, arrays, "Q4_K", shape)
     monkeypatch.setattr(products, "PART_BYTES", 5 * shape[1] * 2)
     np.testing.assert_allclose(products.dot(x, arrays, "Q4_K", shape), whole, rtol=1e-6, atol=1e-5)
+
+
+def test_a_driver_that_does_not_answer_is_named(
+    stories_gguf: list[ModelFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_driver() -> list[jax.Device]:
+        raise AssertionError  # what JAX does when its plugin finds no CUDA
+
+    monkeypatch.setattr(jax, "devices", no_driver)
+    with pytest.raises(LoadFailed, match="update the driver"):
+        load_model(stories_gguf)
 
 
 @pytest.mark.parametrize("block_type", [*packing.FORMATS, "BF16", "MXFP4"])
