@@ -85,8 +85,8 @@ def _first_device() -> jax.Device:
     except (RuntimeError, AssertionError) as error:  # JAX asserts where its plugin finds no driver
         why = str(error).splitlines()[0] if str(error) else "no driver answers"
         raise LoadFailed(
-            f"JAX cannot use the GPU that nvidia-smi lists ({why}); update the driver, check that this process "
-            "may open the card's devices (in a container: --gpus all), or set GEMMULE_DEVICE=cpu"
+            f"JAX cannot use the GPU that nvidia-smi lists ({why}); update the driver, check that this "
+            "process may open the card's devices (in a container: --gpus all), or set GEMMULE_DEVICE=cpu"
         ) from error
 
 
