@@ -115,6 +115,9 @@ def test_two_models_are_loaded_at_once_and_unload_by_themselves(serve: Serve, gg
         assert len(served.get("/api/ps").json()["models"]) >= 2
         for name in ("bud", "stories"):
             assert served.post("/api/generate", {"model": name, "keep_alive": 0}).status_code == 200
+        assert served.post("/v1/completions", endless(model="twin", stream=False, max_tokens=2)).is_success
+        assert len(runners(served)) == 1, "the copy's name keeps the runner"
+        assert served.post("/api/generate", {"model": "twin", "keep_alive": 0}).status_code == 200
         deadline = time.monotonic() + 10
         while runners(served) and time.monotonic() < deadline:
             time.sleep(0.05)

