@@ -200,15 +200,16 @@ def weight_bytes(config: DecoderConfig, stored_types: Mapping[str, str] | str) -
 
 def ring_length(window: int, context: int, chunk: int = PREFILL_CHUNK) -> int:
     """Positions a sliding layer keeps: its window and one chunk being written, at most the context."""
-    return min(_round_up(window + chunk), _round_up(context))
+    return min(rounded_length(window + chunk), rounded_length(context))
 
 
 def layer_length(layer: LayerConfig, context: int, chunk: int = PREFILL_CHUNK) -> int:
     """Positions the cache of a layer holds per slot."""
-    return ring_length(layer.window, context, chunk) if layer.window else _round_up(context)
+    return ring_length(layer.window, context, chunk) if layer.window else rounded_length(context)
 
 
-def _round_up(count: int) -> int:
+def rounded_length(count: int) -> int:
+    """Positions a cache has for `count` tokens: a whole number of vectors of any machine."""
     return -(-count // RING_MULTIPLE) * RING_MULTIPLE
 
 
@@ -295,6 +296,26 @@ def memory_needed(
     """
     config, fixed = _fixed(files, slots, device)
     return fixed + cache_bytes(config, slots, context, kv_type)
+
+
+MAX_STORED_PREFIXES = 2
+"""Most prefixes kept aside at a time (`prefix`), each the size of one sequence's cache."""
+
+
+def prefix_bytes(files: Sequence[ModelFile], context: int, spare: int, kv_type: KvType = "bf16") -> int:
+    """Bytes of the stored prefixes that fit `spare`: whole ones, and none for models without rings."""
+    from engines.decoder.weights.headers import read_headers
+
+    config = read_headers(files).config
+    if config.bidirectional or not any(layer.window for layer in config.layers):
+        return 0
+    one = one_slot_bytes(config, context, kv_type)
+    return one * max(0, min(MAX_STORED_PREFIXES, spare // one))
+
+
+def one_slot_bytes(config: DecoderConfig, context: int, kv_type: KvType = "bf16") -> int:
+    """What one more sequence adds to the cache."""
+    return cache_bytes(config, 1, context, kv_type) - cache_bytes(config, 0, context, kv_type)
 
 
 def _fixed(files: Sequence[ModelFile], slots: int, device: Device) -> tuple[DecoderConfig, int]:

@@ -27,6 +27,7 @@ from engines.decoder import embedding, model, sampling
 from engines.decoder.adapters import Filling, fill_slot, stacks_of, with_stacks
 from engines.decoder.cache import Cache, init_cache
 from engines.decoder.config import DecoderConfig
+from engines.decoder.params import rounded_length
 from engines.decoder.plan import SCORE_CHUNK, Buckets, smallest_holding
 from engines.decoder.sampling import Logprobs, Settings
 
@@ -70,8 +71,9 @@ def row_sizes(slots: int) -> tuple[int, ...]:
 
 
 def prefill_sizes(context: int) -> tuple[int, ...]:
-    """Chunk sizes worth a program each: none longer than a whole context needs."""
-    return sizes_up_to(context, PREFILL_SIZES, SCORE_CHUNK)
+    """Chunk sizes worth a program each: none longer than a whole context needs, or than its cache is."""
+    worth = sizes_up_to(context, PREFILL_SIZES, SCORE_CHUNK)
+    return tuple(size for size in worth if size <= rounded_length(context))
 
 
 def sizes_up_to(context: int, sizes: Sequence[int], least: int) -> tuple[int, ...]:

@@ -483,6 +483,9 @@ def test_sizes_of_programs_stay_few() -> None:
         assert 3 * len(rows) + len(prefill_sizes(100_000)) + len(EMBED_SIZES) + 2 <= 24
     assert prefill_sizes(20) == (16, 64)
     assert prefill_sizes(200) == (16, 64, 256)
+    assert prefill_sizes(100) == (16, 64)  # the cache has 128 positions
+    assert prefill_sizes(300) == (16, 64, 256)
+    assert prefill_sizes(385) == (16, 64, 256, 512)
 
 
 def test_the_published_text_comes_out_of_a_runner_alone_and_eight_times_at_once(
