@@ -171,12 +171,13 @@ def inspect_model(call: Inspect) -> Inspected:
 
 def measure(call: Measure) -> Measured:
     """Fewer sequences before a shorter context; the smallest load there is when nothing fits."""
-    from engines.decoder.params import largest_context, memory_needed
+    from engines.decoder.params import largest_context, memory_needed, prefix_bytes
 
     room, room_size = _room(call)
 
     def measured(slots: int, context: int) -> Measured:
         size = memory_needed(call.files, slots, context, call.kv_type, call.device) + room_size
+        size += prefix_bytes(call.files, context, call.budget - size, call.kv_type)
         return Measured(slots, context, size, room, room_size // (1 + room.slots) if room else 0)
 
     context = 0

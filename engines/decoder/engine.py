@@ -46,6 +46,7 @@ from engines.decoder.adapter_files import room_bytes
 from engines.decoder.adapters import Filling, empty_stacks, read_filling, with_stacks
 from engines.decoder.cache import DTYPES
 from engines.decoder.config import DecoderConfig
+from engines.decoder.params import MAX_STORED_PREFIXES, memory_needed, one_slot_bytes
 from engines.decoder.plan import DecodeGroup, PrefillChunk, SampleMode, StepPlan
 from engines.decoder.prefix import Ring
 from engines.decoder.programs import Programs, Sampled, mask_words
@@ -63,7 +64,6 @@ from engines.decoder.scheduler import Scheduler
 from engines.grammar import GrammarCompiler, Matcher
 from engines.serving import StepResult, first_line, is_out_of_memory
 
-MAX_STORED = 2
 MAX_EMBEDDINGS = 4096
 EMBED_WAIT_SECONDS = 0.01
 MAX_KEPT_SETTINGS = 16
@@ -571,13 +571,11 @@ def _room_bytes(request: LoadRequest, config: DecoderConfig) -> int:
 
 def _stored_slots(request: LoadRequest, config: DecoderConfig, kv_type: str) -> int:
     """Copies of prefixes that fit the memory left of the budget."""
-    from engines.decoder.params import cache_bytes, memory_needed
-
     if not request.memory_bytes:
-        return MAX_STORED
+        return MAX_STORED_PREFIXES
     context, slots = request.limits.context, request.limits.slots
-    one = cache_bytes(config, 1, context, kv_type) - cache_bytes(config, 0, context, kv_type)  # type: ignore[arg-type]
+    one = one_slot_bytes(config, context, kv_type)  # type: ignore[arg-type]
     needed = memory_needed(request.files, slots, context, kv_type, request.device)  # type: ignore[arg-type]
     rest = request.memory_bytes - needed
     rest -= _room_bytes(request, config)
-    return max(0, min(MAX_STORED, rest // one))
+    return max(0, min(MAX_STORED_PREFIXES, rest // one))

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from engines.base import AdapterRoom
+from engines.decoder.params import MAX_STORED_PREFIXES, memory_needed, one_slot_bytes
+from engines.decoder.weights.headers import read_headers
 from gateway.adapters import SLOTS, AdapterRooms, adapter_name, adapter_of
 from gateway.errors import LoadError
-from gateway.sandbox_calls import MeasureAdapter
+from gateway.sandbox_calls import Measure, MeasureAdapter, Measured
+from gateway.sandbox_worker import measure
 from modelfiles.files import ModelFile
 from tests.gateway.scripted_model import scripted_model
 
@@ -63,3 +66,23 @@ def test_a_base_has_room_for_all_adapters_asked_for_so_far(tmp_path: Path) -> No
         assert await rooms.beside(replace(base, weights_digest="0" * 64)) is None
 
     asyncio.run(scenario())
+
+
+BUNDLED = Path(__file__).resolve().parents[2] / "registry" / "bundled" / "bud.gguf"
+
+
+def measured_bundled(budget: int) -> Measured:
+    """The bundled model, whose sliding windows make stored prefixes worth having."""
+    file = ModelFile("weights", BUNDLED.name, str(BUNDLED), "sha256:" + "0" * 64, BUNDLED.stat().st_size)
+    return measure(Measure((file,), slots=(4,), wanted=1024, budget=budget, most=budget))
+
+
+def test_memory_left_over_is_given_to_stored_prefixes() -> None:
+    file = ModelFile("weights", BUNDLED.name, str(BUNDLED), "sha256:" + "0" * 64, BUNDLED.stat().st_size)
+    needed = memory_needed((file,), 4, 1024)
+    one = one_slot_bytes(read_headers((file,)).config, 1024)
+    plenty = measured_bundled(1 << 32)
+    assert plenty.memory_bytes == needed + MAX_STORED_PREFIXES * one
+    assert measured_bundled(needed + one + one // 2).memory_bytes == needed + one
+    tight = measured_bundled(needed + 1)
+    assert (tight.slots, tight.context, tight.memory_bytes) == (4, 1024, needed)
