@@ -23,8 +23,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu and not contract and not parity"
 
+# The slow ones start servers and watch the clock: one after the other.
 test: $(STAMP)
-	$(BIN)/pytest -m "not gpu and not contract and not parity"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu and not contract and not parity"
+	$(BIN)/pytest -m "slow and not gpu and not contract and not parity"
 
 fix: $(STAMP)
 	$(BIN)/ruff check --fix .
