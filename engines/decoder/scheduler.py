@@ -333,7 +333,6 @@ class Scheduler:
         sequence.planned += 1
         sequence.phase = self._phase_after_sample(sequence)
         self.prefixes.touch_written(sequence.slot, position + 1)
-        self._claim(sequence)
         return DecodeRow(sequence.request_id, sequence.slot, position, sequence.adapter)
 
     def _phase_after_sample(self, sequence: Running) -> Phase:
