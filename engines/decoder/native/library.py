@@ -72,7 +72,10 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def available() -> str | None:
-    """The instruction-set path in use (`avx512-vnni`, `avx2`, `neon-dotprod`, `portable`), or None."""
+    """The instruction-set path in use, or None.
+
+    One of `avx512-bf16`, `avx512-vnni`, `avx2`, `neon-dotprod` and `portable`.
+    """
     loaded = library()
     return None if loaded is None else str(loaded.gemmule_path().decode())
 

@@ -87,6 +87,11 @@ def stored(values: np.ndarray[Any, Any], block_type: str) -> np.ndarray[Any, Any
     return np.ascontiguousarray(values.view(np.uint16)[:, 1::2]).view(np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def registered() -> None:
+    native.register_all()
+
+
 @contextmanager
 def without(*names: str) -> Iterator[None]:
     """Inside, programs are traced as if there were no such kernels."""

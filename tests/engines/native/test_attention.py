@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,16 +11,17 @@ import pytest
 
 from engines.decoder import native
 from engines.decoder.native.library import library
+from tests.engines.native.conftest import NARROW
 
 if library() is None:
     pytest.skip("the C++ kernels are not built (no compiler?)", allow_module_level=True)
 
 
 def reference(query, keys, values, slots, positions, scale, softcap, window):
-    """One query and head at a time, in float64."""
+    """One query and head at a time, in float64; and the same with every value's size in its place."""
     batch, time, heads, _ = query.shape
     kv_heads, length = keys.shape[1:3]
-    out = np.zeros(query.shape)
+    out, sizes = np.zeros(query.shape), np.zeros(query.shape)
     for b, t, n in np.ndindex(batch, time, heads):
         position = positions[b, t]
         if position < 0:
@@ -29,9 +32,10 @@ def reference(query, keys, values, slots, positions, scale, softcap, window):
         scores = keys[slots[b], kv, cells].astype(np.float64) @ query[b, t, n].astype(np.float64) * scale
         if softcap:
             scores = np.tanh(scores / softcap) * softcap
-        weights = np.exp(scores - scores.max())
-        out[b, t, n] = weights @ values[slots[b], kv, cells].astype(np.float64) / weights.sum()
-    return out
+        weights = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+        out[b, t, n] = weights @ values[slots[b], kv, cells].astype(np.float64)
+        sizes[b, t, n] = weights @ np.abs(values[slots[b], kv, cells].astype(np.float64))
+    return out, sizes
 
 
 def case(seed, batch, time, heads, kv_heads, length, size, last, dtype):
@@ -64,30 +68,35 @@ CASES = {
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", CASES)
-def test_attention_equals_the_reference(name: str, dtype: str) -> None:
+def test_attention_equals_the_reference(name: str, dtype: str, path: str) -> None:
     *shape, window, softcap = CASES[name]
-    arguments = case(0, *shape, dtype)
-    call = jax.jit(lambda *args: native.cached_attention(*args, scale=0.25, softcap=softcap, window=window))
-    found = np.asarray(call(*arguments))
-    query, keys, values, slots, positions = arguments
-    expected = reference(
-        query,
-        np.asarray(keys, np.float64),
-        np.asarray(values, np.float64),
-        slots,
-        positions,
-        0.25,
-        softcap,
-        window,
-    )
-    np.testing.assert_allclose(found, expected, atol=3e-6, rtol=3e-5)
+    query, *arguments = case(0, *shape, dtype)
+    narrow = dtype == "bfloat16" and path in NARROW
+    if narrow:  # so that only the weights' rounding is left: half a unit in the last of eight bits
+        query = query.astype(jnp.bfloat16).astype(np.float32)
+    found = np.asarray(native.cached_attention(query, *arguments, scale=0.25, softcap=softcap, window=window))
+    keys, values = (np.asarray(array, np.float64) for array in arguments[:2])
+    expected, sizes = reference(query, keys, values, *arguments[2:], 0.25, softcap, window)
+    allowed = 2.0**-8 * sizes if narrow else 0.0
+    assert (np.abs(found - expected) <= allowed + 3e-6 + 3e-5 * np.abs(expected)).all()
 
 
-def test_a_rows_result_does_not_depend_on_batch_or_chunk() -> None:
-    query, keys, values, slots, positions = case(1, 3, 20, 4, 2, 1400, 32, 1300, "bfloat16")
+def test_cells_that_a_row_must_not_see_may_hold_anything(path: str) -> None:
+    query, keys, values, slots, positions = case(3, 1, 5, 4, 2, 64, 32, 37, "bfloat16")
+    unseen = np.r_[0:8, 38:64]  # older than the window, or not yet written
+    spoilt = [array.at[:, :, unseen].set(jnp.nan) for array in (keys, values)]
+    run = partial(native.cached_attention, scale=0.2, softcap=None, window=26)
+    clean = run(query, keys, values, slots, positions)
+    assert np.array_equal(np.asarray(clean), np.asarray(run(query, *spoilt, slots, positions)))
+
+
+@pytest.mark.parametrize("heads", [2, 4, 10])
+@pytest.mark.parametrize("window", [0, 300])
+def test_a_rows_result_does_not_depend_on_batch_or_chunk(path: str, heads: int, window: int) -> None:
+    query, keys, values, slots, positions = case(1, 3, 20, heads, 2, 1400, 48, 1290, "bfloat16")
 
     def attend(*args: object) -> np.ndarray:
-        return np.asarray(native.cached_attention(*args, scale=0.2, softcap=None, window=0))
+        return np.asarray(native.cached_attention(*args, scale=0.2, softcap=None, window=window))
 
     together = attend(query, keys, values, slots, positions)
     alone = attend(query[1:2, 7:8], keys, values, slots[1:2], positions[1:2, 7:8])

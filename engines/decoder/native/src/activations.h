@@ -42,12 +42,15 @@ struct Path {
   GluePath glue;
 };
 
-extern const Path kAvx512Path, kAvx2Path, kNeonPath, kPortablePath;
+extern const Path kAvx512Bf16Path, kAvx512Path, kAvx2Path, kNeonPath, kPortablePath;
 
 // The path of this name (any if null) that comes first and that this processor supports, or null.
 const Path* find_path(const char* name);
 
-// The fastest path that this processor supports.
+// The fastest path that this processor supports, or the one that was chosen.
 const Path& best_path();
+
+// Chooses the path of this name (the fastest if null) for every call after this one; false where there is none.
+bool use_path(const char* name);
 
 }  // namespace gemmule

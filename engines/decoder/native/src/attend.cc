@@ -1,147 +1,150 @@
 #include "attend.h"
 
 #include <algorithm>
-#include <vector>
+#include <limits>
 
+#include "arena.h"
 #include "pool.h"
 
 namespace gemmule {
 namespace {
 
-constexpr int64_t kSerialWork = 16 << 10;  // multiply-adds not worth waking a thread for
+constexpr int64_t kSerialWork = 16 << 10;    // multiply-adds not worth waking a thread for
+constexpr int64_t kPartialFloats = 4 << 20;  // of all spans of all rows, where spans are shared among threads
 
-// One query row of one key-value head: `group` query heads, the positions [first, last] it sees.
-struct Row {
-  int64_t base;
-  const float* query;
-  float* out;
-  int64_t first, last;
-
-  int64_t spans() const { return last / kSpan - first / kSpan + 1; }
-};
-
-struct Job {
-  const Path& path;
+// How the rows of a task are cut into units: some tokens and heads of one sequence and one key head.
+struct Cut {
   const AttentionTask& task;
-  int group;  // query heads for each key-value head
+  int group, heads, turns;  // query heads for each key head, those of a unit, units they make
+  int tokens;
+  int64_t blocks;  // of tokens, in a sequence
+
+  Cut(const Path& path, const AttentionTask& task) : task(task) {
+    group = static_cast<int>(task.heads / task.kv_heads);
+    turns = (group + kMaxGroup - 1) / kMaxGroup;
+    heads = (group + turns - 1) / turns;
+    tokens = path.attention.tokens(task, heads);
+    blocks = (task.time + tokens - 1) / tokens;
+  }
+
+  int64_t units() const { return task.batch * blocks * task.kv_heads * turns; }
+  int rows() const { return tokens * heads; }
+
+  QueryRows operator[](int64_t unit) const {
+    const int64_t turn = unit % turns, kv = unit / turns % task.kv_heads;
+    const int64_t block = unit / turns / task.kv_heads % blocks, b = unit / turns / task.kv_heads / blocks;
+    const int64_t token = b * task.time + block * tokens, head = kv * group + turn * heads;
+    const int64_t slot = std::min<int64_t>(std::max(task.slots[b], 0), task.cache_slots - 1);
+    return {(slot * task.kv_heads + kv) * task.length * task.size,
+            task.query + token * task.query_stride + head * task.size,
+            task.out + (token * task.heads + head) * task.size,
+            static_cast<int>(std::min<int64_t>(tokens, task.time - block * tokens)),
+            static_cast<int>(std::min<int64_t>(heads, group - turn * heads)),
+            task.positions + token,
+            task.window > 0 ? std::min(task.window, task.length) : task.length};
+  }
 };
 
-Row row_of(const Job& job, int64_t unit) {
-  const AttentionTask& task = job.task;
-  const int64_t kv = unit % task.kv_heads, token = unit / task.kv_heads, b = token / task.time;
-  const int64_t first_head = kv * job.group * task.size;
-  const int64_t slot = std::min<int64_t>(std::max(task.slots[b], 0), task.cache_slots - 1);
-  const int64_t position = task.positions[token];
-  const int64_t limit = task.window > 0 ? std::min(task.window, task.length) : task.length;
-  const int64_t base = (slot * task.kv_heads + kv) * task.length * task.size;
-  const float* query = task.query + token * task.query_stride + first_head;
-  float* out = task.out + token * task.heads * task.size + first_head;
-  return {base, query, out, std::max<int64_t>(0, position - limit + 1), position};
-}
+// The positions that any of the rows sees, [first, last]; last is -1 where all are padding.
+struct Seen {
+  int64_t first = std::numeric_limits<int64_t>::max(), last = -1;
 
-Partial partial_in(float* buffer, int64_t size) {
-  Partial partial{};
-  for (int g = 0; g < kMaxGroup; ++g) partial.sums[g] = buffer + g * size;
-  return partial;
-}
-
-void span(const Job& job, const Row& row, int64_t index, int64_t head, int group, Partial* out) {
-  const int64_t start = std::max((row.first / kSpan + index) * kSpan, row.first);
-  const int64_t end = std::min((row.first / kSpan + index + 1) * kSpan, row.last + 1);
-  job.path.attention.span(job.task, row.base, row.query + head * job.task.size, group, start, end - start, *out);
-}
-
-void finish(const Job& job, const Row& row, int64_t head, int group, const Partial& all) {
-  for (int g = 0; g < group; ++g) {
-    float* out = row.out + (head + g) * job.task.size;
-    const float inverse = 1.0f / all.total[g];
-    for (int64_t h = 0; h < job.task.size; ++h) out[h] = all.sums[g][h] * inverse;
-  }
-}
-
-// A whole row on one thread.
-void attend_row(void* context, int64_t unit) {
-  const Job& job = *static_cast<Job*>(context);
-  const Row row = row_of(job, unit);
-  const int64_t size = job.task.size;
-  if (row.last < 0) {  // padding
-    std::fill(row.out, row.out + job.group * size, 0.0f);
-    return;
-  }
-  static thread_local std::vector<float> buffer;
-  if (static_cast<int64_t>(buffer.size()) < 2 * kMaxGroup * size) buffer.resize(2 * kMaxGroup * size);
-  for (int64_t head = 0; head < job.group; head += kMaxGroup) {
-    const int group = static_cast<int>(std::min<int64_t>(kMaxGroup, job.group - head));
-    Partial all = partial_in(buffer.data(), size), next = partial_in(buffer.data() + kMaxGroup * size, size);
-    span(job, row, 0, head, group, &all);
-    for (int64_t index = 1; index < row.spans(); ++index) {
-      span(job, row, index, head, group, &next);
-      job.path.attention.join(job.task, group, next, &all);
+  explicit Seen(const QueryRows& rows) {
+    for (int t = 0; t < rows.tokens; ++t) {
+      if (rows.last(t) < 0) continue;
+      first = std::min(first, rows.first(t));
+      last = std::max(last, rows.last(t));
     }
-    finish(job, row, head, group, all);
+  }
+
+  int64_t spans() const { return last < 0 ? 0 : last / kSpan - first / kSpan + 1; }
+};
+
+Partial partial_at(float* memory, int rows) { return {memory, memory + rows, memory + 2 * rows}; }
+int64_t partial_floats(int rows, int64_t size) { return rows * (size + 2); }
+
+void attend_span(const Path& path, const AttentionTask& task, const QueryRows& rows, const Seen& seen, int64_t index,
+                 const Partial& out) {
+  const int64_t start = std::max((seen.first / kSpan + index) * kSpan, seen.first);
+  const int64_t end = std::min((seen.first / kSpan + index + 1) * kSpan, seen.last + 1);
+  path.attention.span(task, rows, start, end - start, out);
+}
+
+void finish(const AttentionTask& task, const QueryRows& rows, const Partial& all) {
+  for (int t = 0; t < rows.tokens; ++t) {
+    for (int g = 0; g < rows.heads; ++g) {
+      const int r = t * rows.heads + g;
+      float* out = rows.out + (t * task.heads + g) * task.size;
+      if (rows.last(t) < 0) {  // padding
+        std::fill(out, out + task.size, 0.0f);
+        continue;
+      }
+      const float inverse = 1.0f / all.total[r];
+      for (int64_t h = 0; h < task.size; ++h) out[h] = all.sums[r * task.size + h] * inverse;
+    }
   }
 }
 
-// Few rows with long contexts: every span of every row is a chunk of its own.
-struct SpanJob {
-  Job job;
-  int64_t spans, turns;
-  std::vector<float> buffer;
-  std::vector<Partial> partials;
-};
-
-void attend_span(void* context, int64_t chunk) {
-  SpanJob& work = *static_cast<SpanJob*>(context);
-  const int64_t unit = chunk / work.turns / work.spans, index = chunk / work.turns % work.spans;
-  const Row row = row_of(work.job, unit);
-  if (row.last < 0 || index >= row.spans()) return;
-  const int64_t head = chunk % work.turns * kMaxGroup;
-  const int group = static_cast<int>(std::min<int64_t>(kMaxGroup, work.job.group - head));
-  span(work.job, row, index, head, group, &work.partials[chunk]);
+// A unit on one thread, span after span.
+void attend_unit(const Path& path, const Cut& cut, int64_t unit) {
+  const AttentionTask& task = cut.task;
+  const QueryRows rows = cut[unit];
+  const Seen seen(rows);
+  Lease arena;
+  const int64_t floats = partial_floats(cut.rows(), task.size);
+  const Partial all = partial_at(arena->take<float>(floats), cut.rows());
+  const Partial next = partial_at(arena->take<float>(floats), cut.rows());
+  for (int64_t index = 0; index < seen.spans(); ++index) {
+    attend_span(path, task, rows, seen, index, index ? next : all);
+    if (index) path.attention.join(task, rows.tokens * rows.heads, next, all);
+  }
+  finish(task, rows, all);
 }
 
-void attend_spans(const Job& job, int64_t units, int64_t spans) {
-  static thread_local SpanJob* kept = nullptr;  // the buffers outlive the call: decoding comes back every step
-  if (!kept) kept = new SpanJob{job, 0, 0, {}, {}};
-  SpanJob work{job, spans, (job.group + kMaxGroup - 1) / kMaxGroup, std::move(kept->buffer), std::move(kept->partials)};
-  const int64_t chunks = units * work.spans * work.turns, size = job.task.size;
-  if (static_cast<int64_t>(work.buffer.size()) < chunks * kMaxGroup * size) work.buffer.resize(chunks * kMaxGroup * size);
-  work.partials.resize(chunks);
-  for (int64_t c = 0; c < chunks; ++c) work.partials[c] = partial_in(work.buffer.data() + c * kMaxGroup * size, size);
-  pool().run(chunks, attend_span, &work);
+// Few units with long contexts: every span of every unit is a piece of work of its own.
+void attend_spans(const Path& path, const Cut& cut, int64_t spans) {
+  const AttentionTask& task = cut.task;
+  const int64_t units = cut.units(), floats = partial_floats(cut.rows(), task.size);
+  Lease arena;
+  float* memory = arena->take<float>(units * spans * floats);
+  const auto partial = [&](int64_t unit, int64_t index) {
+    return partial_at(memory + (unit * spans + index) * floats, cut.rows());
+  };
+  parallel(units * spans, [&](int64_t chunk) {
+    const QueryRows rows = cut[chunk / spans];
+    const Seen seen(rows);
+    if (chunk % spans < seen.spans())
+      attend_span(path, task, rows, seen, chunk % spans, partial(chunk / spans, chunk % spans));
+  });
   for (int64_t unit = 0; unit < units; ++unit) {
-    const Row row = row_of(job, unit);
-    if (row.last < 0) std::fill(row.out, row.out + job.group * size, 0.0f);
-    for (int64_t turn = 0; turn < work.turns && row.last >= 0; ++turn) {
-      const int group = static_cast<int>(std::min<int64_t>(kMaxGroup, job.group - turn * kMaxGroup));
-      Partial* all = &work.partials[unit * work.spans * work.turns + turn];
-      for (int64_t index = 1; index < row.spans(); ++index)
-        job.path.attention.join(job.task, group, all[index * work.turns], all);
-      finish(job, row, turn * kMaxGroup, group, *all);
-    }
+    const QueryRows rows = cut[unit];
+    const Seen seen(rows);
+    const Partial all = partial(unit, 0);
+    for (int64_t index = 1; index < seen.spans(); ++index)
+      path.attention.join(task, rows.tokens * rows.heads, partial(unit, index), all);
+    finish(task, rows, all);
   }
-  kept->buffer = std::move(work.buffer);
-  kept->partials = std::move(work.partials);
 }
 
 }  // namespace
 
 void attend(const Path& path, const AttentionTask& task) {
-  Job job{path, task, static_cast<int>(task.heads / task.kv_heads)};
-  const int64_t units = task.batch * task.time * task.kv_heads;
+  const Cut cut(path, task);
+  const int64_t units = cut.units();
   int64_t keys = 0, spans = 1;
   for (int64_t unit = 0; unit < units; ++unit) {
-    const Row row = row_of(job, unit);
-    if (row.last < 0) continue;
-    keys += row.last - row.first + 1;
-    spans = std::max(spans, row.spans());
+    const QueryRows rows = cut[unit];
+    const Seen seen(rows);
+    if (seen.last >= 0) keys += (seen.last - seen.first + 1) * rows.tokens;
+    spans = std::max(spans, seen.spans());
   }
-  if (keys * job.group * task.size < kSerialWork) {
-    for (int64_t unit = 0; unit < units; ++unit) attend_row(&job, unit);
-  } else if (units < 2 * pool().threads() && spans > 1) {
-    attend_spans(job, units, spans);
+  if (keys * cut.heads * task.size < kSerialWork) {
+    for (int64_t unit = 0; unit < units; ++unit) attend_unit(path, cut, unit);
+  } else if (units < 2 * pool().threads() && spans > 1 &&
+             units * spans * partial_floats(cut.rows(), task.size) < kPartialFloats) {
+    attend_spans(path, cut, spans);
   } else {
-    pool().run(units, attend_row, &job);
+    parallel(units, [&](int64_t unit) { attend_unit(path, cut, unit); });
   }
 }
 

@@ -34,6 +34,15 @@ struct Attention {
     }
   }
 
+  static float sum(const float* values, int64_t count) {
+    F lanes = V::set(0.0f);
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) lanes = V::add(lanes, V::floats(values + i));
+    float rest = 0.0f;
+    for (; i < count; ++i) rest += values[i];
+    return V::total(lanes) + rest;
+  }
+
   // Scores to weights; fills top and total.
   static void soften(const AttentionTask& task, int64_t count, float* scores, float* top, float* total) {
     if (task.softcap > 0.0f) {
@@ -43,12 +52,11 @@ struct Attention {
         scores[i] = std::copysign((1.0f - e) / (1.0f + e), x) * task.softcap;
       }
     }
-    float highest = scores[0], sum = 0.0f;
+    float highest = scores[0];
     for (int64_t i = 1; i < count; ++i) highest = scores[i] > highest ? scores[i] : highest;
     for (int64_t i = 0; i < count; ++i) scores[i] = exp_below_zero(scores[i] - highest);
-    for (int64_t i = 0; i < count; ++i) sum += scores[i];
     *top = highest;
-    *total = sum;
+    *total = sum(scores, count);
   }
 
   // Sums of `C` vectors of values from place `h` on; more at once read whole cache lines and share the weights.
@@ -83,43 +91,51 @@ struct Attention {
   }
 
   template <int G>
-  static void span(const AttentionTask& task, int64_t base, const float* query, int64_t first, int64_t count,
-                   const Partial& out) {
+  static void one_token(const AttentionTask& task, const QueryRows& rows, int64_t first, int64_t count,
+                        const Partial& out) {
     float scores[G * kSpan];
-    score<G>(task, base, query, first, count, scores);
-    for (int g = 0; g < G; ++g)
-      soften(task, count, scores + g * kSpan, const_cast<float*>(out.top) + g, const_cast<float*>(out.total) + g);
-    mix<G>(task, base, scores, first, count, out.sums);
+    float* sums[G];
+    score<G>(task, rows.base, rows.query, first, count, scores);
+    for (int g = 0; g < G; ++g) {
+      soften(task, count, scores + g * kSpan, out.top + g, out.total + g);
+      sums[g] = out.sums + g * task.size;
+    }
+    mix<G>(task, rows.base, scores, first, count, sums);
   }
 
-  // The span [first, first + count) for `group` query heads from `query` on.
-  static void any_span(const AttentionTask& task, int64_t base, const float* query, int group, int64_t first,
-                       int64_t count, const Partial& out) {
-    switch (group) {
-      case 1: return span<1>(task, base, query, first, count, out);
-      case 2: return span<2>(task, base, query, first, count, out);
-      case 3: return span<3>(task, base, query, first, count, out);
-      case 4: return span<4>(task, base, query, first, count, out);
-      case 5: return span<5>(task, base, query, first, count, out);
-      case 6: return span<6>(task, base, query, first, count, out);
-      case 7: return span<7>(task, base, query, first, count, out);
-      default: return span<8>(task, base, query, first, count, out);
+  static int tokens(const AttentionTask&, int) { return 1; }
+
+  // One token: all its heads see the whole span that was asked for.
+  static void span(const AttentionTask& task, const QueryRows& rows, int64_t first, int64_t count, const Partial& out) {
+    switch (rows.heads) {
+      case 1: return one_token<1>(task, rows, first, count, out);
+      case 2: return one_token<2>(task, rows, first, count, out);
+      case 3: return one_token<3>(task, rows, first, count, out);
+      case 4: return one_token<4>(task, rows, first, count, out);
+      case 5: return one_token<5>(task, rows, first, count, out);
+      case 6: return one_token<6>(task, rows, first, count, out);
+      case 7: return one_token<7>(task, rows, first, count, out);
+      default: return one_token<8>(task, rows, first, count, out);
     }
   }
 
-  // Adds a later span to an earlier one.
-  static void join(const AttentionTask& task, int group, const Partial& later, Partial* all) {
-    for (int g = 0; g < group; ++g) {
-      const float top = later.top[g] > all->top[g] ? later.top[g] : all->top[g];
-      const float old = exp_below_zero(all->top[g] - top), fresh = exp_below_zero(later.top[g] - top);
+  static void join(const AttentionTask& task, int count, const Partial& later, const Partial& all) {
+    for (int r = 0; r < count; ++r) {
+      if (later.total[r] == 0.0f) continue;
+      const bool nothing = all.total[r] == 0.0f;
+      const float top = nothing || later.top[r] > all.top[r] ? later.top[r] : all.top[r];
+      const float old = nothing ? 0.0f : exp_below_zero(all.top[r] - top), fresh = exp_below_zero(later.top[r] - top);
+      float* to = all.sums + r * task.size;
       for (int64_t h = 0; h < task.size; h += 16) {
-        const F kept = V::mul(V::floats(all->sums[g] + h), V::set(old));
-        V::store(all->sums[g] + h, V::fma(V::floats(later.sums[g] + h), V::set(fresh), kept));
+        const F more = V::mul(V::floats(later.sums + r * task.size + h), V::set(fresh));
+        V::store(to + h, nothing ? more : V::fma(V::floats(to + h), V::set(old), more));
       }
-      all->total[g] = all->total[g] * old + later.total[g] * fresh;
-      all->top[g] = top;
+      all.total[r] = (nothing ? 0.0f : all.total[r] * old) + later.total[r] * fresh;
+      all.top[r] = top;
     }
   }
+
+  static constexpr AttentionPath path() { return {tokens, span, join}; }
 };
 
 }  // namespace gemmule

@@ -24,8 +24,8 @@ bool any(std::initializer_list<const Matrix*> matrices, bool floats) {
   return false;
 }
 
-Inputs inputs_for(Arena& arena, int64_t rows, int64_t width, std::initializer_list<const Matrix*> matrices) {
-  return Inputs(arena, rows, width, any(matrices, false), any(matrices, true));
+Inputs inputs_for(const Path& path, Arena& arena, int64_t rows, int64_t width, std::initializer_list<const Matrix*> matrices) {
+  return Inputs(path, arena, rows, width, any(matrices, false), any(matrices, true));
 }
 
 // out = hidden + norm(sums) for one row; `sums` is overwritten.
@@ -43,13 +43,13 @@ void add_bias(const Path& path, const float* bias, int64_t size, float* x) {
 void project(const Path& path, const AttentionBlock& block, Arena& arena, int64_t total, float* out) {
   const int64_t count = block.batch * block.time, rows = rows_at_once(count, block.width);
   float* normal = arena.take<float>(rows * block.width);
-  Inputs inputs = inputs_for(arena, rows, block.width, {block.parts, block.parts + 1, block.parts + 2});
+  Inputs inputs = inputs_for(path, arena, rows, block.width, {block.parts, block.parts + 1, block.parts + 2});
   for (int64_t first = 0; first < count; first += rows) {
     const int64_t here = std::min(rows, count - first);
     for_rows(here, block.width, [&](int64_t m) {
       float* row = normal + m * block.width;
       path.glue.norm(block.hidden + (first + m) * block.width, block.input_norm, block.width, block.epsilon, row);
-      inputs.set(path, m, row);
+      inputs.set(m, row);
     });
     float* to = out + first * total;
     for (int part = 0; part < kParts; to += block.widths[part++])
@@ -86,11 +86,11 @@ void place_row(const Path& path, const AttentionBlock& block, int64_t token, flo
 void project_output(const Path& path, const AttentionBlock& block, Arena& arena, const float* attended) {
   const int64_t count = block.batch * block.time, inner = block.attention.heads * block.attention.size;
   const int64_t rows = rows_at_once(count, block.width + inner);
-  Inputs inputs = inputs_for(arena, rows, inner, {&block.output});
+  Inputs inputs = inputs_for(path, arena, rows, inner, {&block.output});
   float* sums = arena.take<float>(rows * block.width);
   for (int64_t first = 0; first < count; first += rows) {
     const int64_t here = std::min(rows, count - first);
-    for_rows(here, inner, [&](int64_t m) { inputs.set(path, m, attended + (first + m) * inner); });
+    for_rows(here, inner, [&](int64_t m) { inputs.set(m, attended + (first + m) * inner); });
     multiply(path, block.output, inputs, here, sums, block.width);
     for_rows(here, block.width, [&](int64_t m) {
       const int64_t at = (first + m) * block.width;
@@ -124,21 +124,21 @@ void run_block(const Path& path, const FeedForwardBlock& block) {
   float* normal = arena->take<float>(rows * block.width);
   float* both = arena->take<float>(rows * 2 * inner);
   float* sums = arena->take<float>(rows * block.width);
-  Inputs inputs = inputs_for(*arena, rows, block.width, {&block.gate, &block.up});
-  Inputs gated = inputs_for(*arena, rows, inner, {&block.down});
+  Inputs inputs = inputs_for(path, *arena, rows, block.width, {&block.gate, &block.up});
+  Inputs gated = inputs_for(path, *arena, rows, inner, {&block.down});
   for (int64_t first = 0; first < block.count; first += rows) {
     const int64_t here = std::min(rows, block.count - first);
     for_rows(here, block.width, [&](int64_t m) {
       float* row = normal + m * block.width;
       path.glue.norm(block.hidden + (first + m) * block.width, block.input_norm, block.width, block.epsilon, row);
-      inputs.set(path, m, row);
+      inputs.set(m, row);
     });
     multiply(path, block.gate, inputs, here, both, 2 * inner);
     if (block.up.packed) multiply(path, block.up, inputs, here, both + inner, 2 * inner);
     for_rows(here, 2 * inner, [&](int64_t m) {
       float* row = both + m * 2 * inner;
       path.glue.gate(block.activation, row, row + inner, inner, row);
-      gated.set(path, m, row);
+      gated.set(m, row);
     });
     multiply(path, block.down, gated, here, sums, block.width);
     for_rows(here, block.width, [&](int64_t m) {

@@ -5,8 +5,8 @@
 
 namespace gemmule {
 
-Inputs::Inputs(Arena& arena, int64_t capacity, int64_t width, bool codes, bool floats)
-    : width_(width), codes_(codes), floats_(floats), rows_(arena.take<Activations>(capacity)) {
+Inputs::Inputs(const Path& path, Arena& arena, int64_t capacity, int64_t width, bool codes, bool floats)
+    : path_(path), width_(width), codes_(codes), floats_(floats), rows_(arena.take<Activations>(capacity)) {
   const int64_t blocks = blocks_of(width);
   int32_t* code = codes ? arena.take<int32_t>(capacity * blocks * 8) : nullptr;
   int32_t* sums = codes ? arena.take<int32_t>(capacity * blocks * 2) : nullptr;
@@ -20,17 +20,16 @@ Inputs::Inputs(Arena& arena, int64_t capacity, int64_t width, bool codes, bool f
   }
 }
 
-void Inputs::set(const Path& path, int64_t m, const float* x) {
-  if (codes_) path.quantize(x, width_, rows_[m]);
+void Inputs::set(int64_t m, const float* x) {
+  if (codes_) path_.quantize(x, width_, rows_[m]);
   if (!floats_) return;
-  if (padded_) {  // bfloat16 weights are padded to whole blocks
-    const int64_t whole = round_up(width_, kBlock);
-    float* copy = padded_ + m * whole;
-    std::memcpy(copy, x, static_cast<size_t>(width_) * sizeof(float));
-    std::fill(copy + width_, copy + whole, 0.0f);
-    x = copy;
-  }
   rows_[m].values = x;
+  if (!padded_) return;
+  const int64_t whole = round_up(width_, kBlock);  // bfloat16 weights are padded to whole blocks
+  float* copy = padded_ + m * whole;
+  std::memcpy(copy, x, static_cast<size_t>(width_) * sizeof(float));
+  std::fill(copy + width_, copy + whole, 0.0f);
+  rows_[m].values = copy;
 }
 
 }  // namespace gemmule

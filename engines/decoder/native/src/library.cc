@@ -132,30 +132,27 @@ void gemmule_pack(int32_t storage, const uint8_t* rows, int64_t outputs, int64_t
   gemmule::pack(storage, rows, outputs, inputs, out);
 }
 
-// One product on the path of this name, for checks; false where the processor has no such path.
-bool gemmule_product(const char* name, int32_t storage, const float* x, int64_t count, int64_t inputs,
-                     const uint8_t* packed, int64_t outputs, float* out) {
-  const gemmule::Path* path = gemmule::find_path(name);
-  if (!path) return false;
+// Makes every later call take the path of this name, null the fastest, for checks; false where there is none.
+bool gemmule_use_path(const char* name) { return gemmule::use_path(name); }
+
+// One product, for checks.
+void gemmule_product(int32_t storage, const float* x, int64_t count, int64_t inputs, const uint8_t* packed,
+                     int64_t outputs, float* out) {
   const auto format = static_cast<gemmule::Format>(gemmule::format_of(storage));
-  gemmule::product(*path, format, x, count, inputs, packed, outputs, out);
-  return true;
+  gemmule::product(gemmule::best_path(), format, x, count, inputs, packed, outputs, out);
 }
 
-// The operations between products on the path of this name, one after the other, for checks: a norm of x [size],
+// The operations between products, one after the other, for checks: a norm of x [size],
 // its rotation as one head, the gate of the result with `up`, and a sum with x -> out [4, size].
-bool gemmule_glue(const char* name, int32_t activation, const float* x, const float* up, const float* scale,
-                  const float* cosine, const float* sine, int64_t size, float* out) {
-  const gemmule::Path* path = gemmule::find_path(name);
-  if (!path) return false;
-  const gemmule::GluePath& glue = path->glue;
+void gemmule_glue(int32_t activation, const float* x, const float* up, const float* scale, const float* cosine,
+                  const float* sine, int64_t size, float* out) {
+  const gemmule::GluePath& glue = gemmule::best_path().glue;
   float *rotated = out + size, *gated = out + 2 * size, *sum = out + 3 * size;
   glue.norm(x, scale, size, 1e-6f, out);
   for (int64_t i = 0; i < size; ++i) rotated[i] = out[i];
   glue.rotate(rotated, cosine, sine, size / 2);
   glue.gate(static_cast<gemmule::Activation>(activation), rotated, up, size, gated);
   glue.add(gated, x, size, sum);
-  return true;
 }
 
 }  // extern "C"

@@ -107,7 +107,7 @@ void quantize(const float* x, int64_t inputs, const Activations& out) { quantize
 }  // namespace
 
 const Path kAvx2Path = {"avx2", supported,
-                        run, quantize, {Attention<Avx2>::any_span, Attention<Avx2>::join}, Glue<Avx2>::path()};
+                        run, quantize, Attention<Avx2>::path(), Glue<Avx2>::path()};
 
 }  // namespace gemmule
 GEMMULE_TARGET_END

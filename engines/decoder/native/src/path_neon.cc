@@ -142,7 +142,7 @@ void quantize(const float* x, int64_t inputs, const Activations& out) { quantize
 }  // namespace
 
 const Path kNeonPath = {"neon-dotprod", supported,
-                        run, quantize, {Attention<Neon>::any_span, Attention<Neon>::join}, Glue<Neon>::path()};
+                        run, quantize, Attention<Neon>::path(), Glue<Neon>::path()};
 
 }  // namespace gemmule
 GEMMULE_TARGET_END

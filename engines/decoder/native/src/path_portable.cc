@@ -139,6 +139,6 @@ void quantize(const float* x, int64_t inputs, const Activations& out) { quantize
 }  // namespace
 
 const Path kPortablePath = {"portable", always,
-                            run, quantize, {Attention<Portable>::any_span, Attention<Portable>::join}, Glue<Portable>::path()};
+                            run, quantize, Attention<Portable>::path(), Glue<Portable>::path()};
 
 }  // namespace gemmule

@@ -1,6 +1,7 @@
 #include "product.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "pool.h"
@@ -10,7 +11,7 @@ namespace {
 
 const Path* const kPaths[] = {
 #if defined(__x86_64__)
-    &kAvx512Path, &kAvx2Path,
+    &kAvx512Bf16Path, &kAvx512Path, &kAvx2Path,
 #elif defined(__aarch64__)
     &kNeonPath,
 #endif
@@ -46,8 +47,8 @@ void multiply(const Path& path, const Matrix& matrix, const Inputs& inputs, int6
 void product(const Path& path, Format format, const float* x, int64_t count, int64_t inputs, const uint8_t* packed,
              int64_t outputs, float* out) {
   Lease arena;
-  Inputs rows(*arena, count, inputs, format != kBF16, format == kBF16);
-  for_rows(count, inputs, [&](int64_t m) { rows.set(path, m, x + m * inputs); });
+  Inputs rows(path, *arena, count, inputs, format != kBF16, format == kBF16);
+  for_rows(count, inputs, [&](int64_t m) { rows.set(m, x + m * inputs); });
   multiply(path, {format, packed, outputs}, rows, count, out, outputs);
 }
 
@@ -57,9 +58,21 @@ const Path* find_path(const char* name) {
   return nullptr;
 }
 
-const Path& best_path() {
-  static const Path& chosen = *find_path(nullptr);
-  return chosen;
+namespace {
+
+std::atomic<const Path*>& path_in_use() {
+  static std::atomic<const Path*> path{find_path(nullptr)};
+  return path;
+}
+
+}  // namespace
+
+const Path& best_path() { return *path_in_use(); }
+
+bool use_path(const char* name) {
+  const Path* path = find_path(name);
+  if (path) path_in_use() = path;
+  return path != nullptr;
 }
 
 }  // namespace gemmule
