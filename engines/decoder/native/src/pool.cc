@@ -10,6 +10,7 @@ namespace gemmule {
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr int kPatience = 1000;  // pauses, some tens of microseconds
 std::atomic<int> wanted_threads{0};
 
 inline void relax() {
@@ -60,7 +61,10 @@ void Pool::loop() {
     while (claim()) worked = true;
     if (worked) idle_since = clock::now();
     for (int i = 0; i < 64 && !(ticket_.load(std::memory_order_relaxed) & 0xffffffff); ++i) relax();
-    if (clock::now() - idle_since < kSpin) continue;
+    if (clock::now() - idle_since < kSpin) {
+      std::this_thread::yield();  // at once back where nobody else wants the processor
+      continue;
+    }
     std::unique_lock<std::mutex> lock(sleep_);
     sleeping_.fetch_add(1);
     wake_.wait(lock, [this] { return stop_ || (ticket_.load() & 0xffffffff); });
@@ -86,7 +90,10 @@ void Pool::run(int64_t chunks, Work work, void* context) {
   }
   while (claim()) {
   }
-  while (done_.load(std::memory_order_acquire) < chunks) relax();
+  for (int spins = 0; done_.load(std::memory_order_acquire) < chunks; ++spins) {
+    relax();
+    if (spins > kPatience) std::this_thread::yield();  // its worker may wait for this very processor
+  }
 }
 
 void set_threads(int threads) { wanted_threads = threads; }
