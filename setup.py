@@ -6,6 +6,7 @@ holds every instruction-set path and chooses at run time, so that a wheel runs o
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,15 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 SOURCES = Path("engines/decoder/native/src")
+
+
+def digest() -> int:
+    """The number that the library carries and `library.py` compares with the sources beside it."""
+    spec = importlib.util.spec_from_file_location("sources", SOURCES.parent / "sources.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return int(module.digest(SOURCES))
 
 
 def kernels() -> list[Extension]:
@@ -29,6 +39,7 @@ def kernels() -> list[Extension]:
             sources=[str(path) for path in sorted(SOURCES.glob("*.cc"))],
             depends=[str(path) for path in sorted(SOURCES.glob("*.h"))],
             include_dirs=[str(Path(jaxlib.__file__).parent / "include")],
+            define_macros=[("GEMMULE_SOURCES", str(digest()))],
             language="c++",
             extra_compile_args=["-std=c++17", "-O3", "-pthread"] if posix else ["/std:c++17", "/O2"],
             extra_link_args=["-pthread"] if posix else [],

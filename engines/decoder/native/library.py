@@ -14,9 +14,12 @@ import jax
 import numpy as np
 
 from engines.decoder.native.cores import usable_cores
+from engines.decoder.native.sources import digest
 from modelfiles.gguf_types import GGML_TYPE_BY_NAME
 
 logger = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "src"
 
 BLOCK_TYPES = ("Q8_0", "Q4_0", "Q4_K", "Q6_K", "BF16", "Q5_0", "IQ4_NL")
 """Storage types with a kernel. Q5_0 and IQ4_NL are packed as 8-bit codes, which hold them exactly."""
@@ -50,7 +53,11 @@ def library() -> ctypes.CDLL | None:
 
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    """The library with its functions' types said; AttributeError where it is older than this code."""
+    """The library with its functions' types said; AttributeError where it was built from other sources."""
+    loaded.gemmule_sources.restype = ctypes.c_int64
+    here = digest(SOURCES)
+    if here and loaded.gemmule_sources() != here:
+        raise AttributeError("they were built from other sources")
     loaded.gemmule_path.restype = ctypes.c_char_p
     loaded.gemmule_packed_bytes.restype = ctypes.c_int64
     loaded.gemmule_packed_bytes.argtypes = [ctypes.c_int32, ctypes.c_int64, ctypes.c_int64]

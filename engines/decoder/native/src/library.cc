@@ -9,6 +9,10 @@
 #include "store.h"
 #include "xla/ffi/api/ffi.h"
 
+#ifndef GEMMULE_SOURCES
+#define GEMMULE_SOURCES 0
+#endif
+
 namespace ffi = xla::ffi;
 
 namespace gemmule {
@@ -115,6 +119,9 @@ extern "C" {
 const char* gemmule_path() { return gemmule::best_path().name; }
 
 void gemmule_set_threads(int32_t threads) { gemmule::set_threads(threads); }
+
+// Which sources this was built from: `sources.digest`.
+int64_t gemmule_sources() { return GEMMULE_SOURCES; }
 
 // Threads that share a product; starts them.
 int32_t gemmule_threads() { return gemmule::pool().threads(); }

@@ -1,7 +1,14 @@
 // AVX-512 with VNNI and bfloat16 dot products: Intel from Sapphire Rapids, AMD from Zen 4.
 #include "target.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__clang__) && __GNUC__ < 10  // does not know these instructions
+#include "activations.h"
+
+namespace gemmule {
+const Path kAvx512Bf16Path = {"avx512-bf16", [] { return false; }, nullptr, nullptr, {}, {}};
+}  // namespace gemmule
+
+#elif defined(__x86_64__)
 #include <immintrin.h>
 
 #include <algorithm>
