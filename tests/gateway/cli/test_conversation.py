@@ -123,11 +123,15 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
     conversation: Conversation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     conversation.setup = Setup("scripted", options={"script": SLOW})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
     timer.start()
     started = time.monotonic()
-    assert converse(conversation, Lines("go")) == 0
-    timer.join()
+    try:
+        assert converse(conversation, Lines("go")) == 0
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 10
     assert conversation.messages[1]["content"].startswith("xx")
     assert "xx" in capsys.readouterr().out
