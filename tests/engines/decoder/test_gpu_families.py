@@ -11,8 +11,8 @@ from engines.decoder.weights.loading import load_model
 from tests.engines.decoder.test_golden import CHUNK, TOLERANCE, Sequence, recipe, relative, stored
 
 FAMILIES = ("gemma2", "gemma3", "gemma4_moe")
-"""Soft caps, rings and head norms, experts: between them every path the forms take. The other families pass too
-(all twelve were run), and take longer than they tell."""
+"""Soft caps, rings and head norms, experts: between them every path the forms take. The other families pass
+too (all twelve were run), and take longer than they tell."""
 
 
 @pytest.mark.slow
