@@ -67,6 +67,7 @@ def test_the_schedule_rises_stays_and_falls_to_zero() -> None:
     assert all(np.diff(scales[51:]) < 0) and scales[-1] < 0.05
 
 
+@pytest.mark.slow
 def test_checkpoints_come_back(tmp_path: Path) -> None:
     params = make_params(SHAPE, 1)
     state = optimizer.init_state(params)

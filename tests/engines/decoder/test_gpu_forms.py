@@ -22,6 +22,8 @@ from engines.decoder.weights.loading import load_model
 from modelfiles.files import ModelFile
 from tests.engines.decoder.test_quant import random_rows
 
+pytestmark = pytest.mark.slow
+
 CPU = jax.devices("cpu")[0]
 ROWS, BLOCKS_A_ROW = 16, 3
 

@@ -203,6 +203,7 @@ def test_the_candidates_and_the_whole_vocabulary_agree(monkeypatch: pytest.Monke
     assert all(ranks[i, with_short[i]] >= 128 for i in np.nonzero(different)[0])
 
 
+@pytest.mark.slow
 def test_greedy_takes_the_first_of_equals_in_every_path() -> None:
     logits = np.zeros((4, 500), np.float32)
     logits[:, [7, 400, 499]] = 5.0
