@@ -11,13 +11,13 @@ import re
 import socket
 import ssl
 import struct
-import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.registry.threadserver import ThreadServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,42 +64,14 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class HubServer(ABC):
+class HubServer(ThreadServer):
     """Start with `with`; subclasses say in `_route` what is answered. Read `requests` afterwards."""
 
     def __init__(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
-        self.host = host
-        self._tls = tls
-        self.port = 0
+        super().__init__(host, tls)
         self.requests: list[Request] = []
         self.faults: dict[str, list[Fault]] = {}
         self.always: dict[str, Fault] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._serve, self.host, 0, limit=1 << 20, ssl=self._tls), self._loop
-        ).result()
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _stop(self) -> None:
-        self._server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def netloc(self) -> str:
