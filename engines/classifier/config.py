@@ -9,7 +9,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-MODEL_TYPE: Final = "gemmule_image_classifier"
+from modelfiles.description import IMAGE_CLASSIFIER
+
 MAX_LABELS: Final = 10_000
 MAX_SIDE: Final = 512
 MAX_WIDTH: Final = 4_096
@@ -52,7 +53,7 @@ class ClassifierConfig:
 
     def to_json(self) -> str:
         """The text of a config.json that `from_json` reads again."""
-        return json.dumps({"model_type": MODEL_TYPE} | asdict(self), indent=2) + "\n"
+        return json.dumps({"model_type": IMAGE_CLASSIFIER} | asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ClassifierConfig:
@@ -61,8 +62,8 @@ class ClassifierConfig:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"config.json is not valid JSON: {error}") from error
-        if not isinstance(document, dict) or document.get("model_type") != MODEL_TYPE:
-            raise ValueError(f"config.json does not say model_type {MODEL_TYPE!r}")
+        if not isinstance(document, dict) or document.get("model_type") != IMAGE_CLASSIFIER:
+            raise ValueError(f"config.json does not say model_type {IMAGE_CLASSIFIER!r}")
         report = document.get("report", {})
         return cls(
             labels=_labels(document.get("labels")),
