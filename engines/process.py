@@ -32,6 +32,10 @@ def runner_command(engine: str = "decoder") -> list[str]:
     return [sys.executable, "-P", "-m", "engines.runner", "--engine", engine]
 
 
+CHECKUP_COMMAND = (sys.executable, "-P", "-m", "engines.decoder.checkup")
+"""Looks at one model and prints what it found as JSON; the question is its standard input."""
+
+
 def runner_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's variables and `extra`, with the packages findable when they run from a source tree."""
     environment = {**os.environ, **(extra or {})}

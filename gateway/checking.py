@@ -9,20 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import msgspec
 
-from engines.process import runner_environment
+from engines.process import CHECKUP_COMMAND, runner_environment
 from engines.runner import device_environment
 from gateway.catalog import ServedModel
 from gateway.manager import ModelManager
 from gateway.memory import Device
 from gateway.residency import LoadPlan
 
-COMMAND = (sys.executable, "-P", "-m", "engines.decoder.checkup")
 REMEMBERED = 1024
 
 log = logging.getLogger("gemmule.check")
@@ -91,7 +89,7 @@ class Checker:
         question = {"files": model.files, "adapter": adapter, "short": True}
         half = replace(plan.load, threads=max(1, (os.cpu_count() or 2) // 2), compile_cache=None)
         process = await asyncio.create_subprocess_exec(
-            *COMMAND,
+            *CHECKUP_COMMAND,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

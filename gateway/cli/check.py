@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engines.process import runner_environment
+from engines.process import CHECKUP_COMMAND, runner_environment
 from gateway.cli.checks import Check
 from gateway.cli.compare import TOKENS, compared, find_program
 from gateway.cli.doctor import line
@@ -30,8 +30,6 @@ from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from engines.decoder.checkup import Answer, Question
-
-COMMAND = (sys.executable, "-P", "-m", "engines.decoder.checkup")
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -68,7 +66,7 @@ def examine(question: Question) -> Answer:
     from engines.decoder.checkup import Answer
 
     done = subprocess.run(
-        COMMAND,
+        CHECKUP_COMMAND,
         input=msgspec.json.encode(question),
         env=runner_environment(device_variables()),
         capture_output=True,
